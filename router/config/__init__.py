@@ -1,0 +1,29 @@
+"""What the router can be told, and how YAML becomes checked values with a line in every error."""
+
+from router.config.models import (
+    HealthConfig,
+    Policy,
+    QueueConfig,
+    ReplicaConfig,
+    RetryConfig,
+    RouterConfig,
+    RouterFile,
+    StrictModel,
+    TimeoutConfig,
+)
+from router.config.source import Source, load_model, read_source
+
+__all__ = [
+    "HealthConfig",
+    "Policy",
+    "QueueConfig",
+    "ReplicaConfig",
+    "RetryConfig",
+    "RouterConfig",
+    "RouterFile",
+    "Source",
+    "StrictModel",
+    "TimeoutConfig",
+    "load_model",
+    "read_source",
+]
