@@ -4,10 +4,17 @@
 alone (`router --config FILE`), and takes a cluster config as well, reading what concerns it.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Policy = Literal["least_tokens", "least_requests", "round_robin", "power_of_two", "prefix_affinity"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -17,6 +24,16 @@ class StrictModel(BaseModel):
     """Refuses keys it does not know and values that would have to be guessed at."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_boolean_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`port: on` is a slip, not port 1."""
+        if isinstance(value, bool) and info.field_name is not None:
+            types = _types_in(cls.model_fields[info.field_name].annotation)
+            if bool not in types and types & {int, float}:
+                raise ValueError("a whole number" if int in types else "a number")
+        return value
 
 
 class QueueConfig(StrictModel):
@@ -49,7 +66,7 @@ class TimeoutConfig(StrictModel):
     connect_s: Seconds = Field(5.0, description="Opening a connection to a replica.")
     first_event_s: Seconds | None = Field(
         None,
-        description="From sending the call to its first event; off unless set: prefill can be slow.",
+        description="To the first event of an attempt; off unless set, as prefill can be slow.",
     )
     between_events_s: Seconds = Field(60.0, description="Silence inside a stream.")
     body_s: Seconds = Field(30.0, description="Receiving a client's head, and then its body.")
@@ -143,6 +160,12 @@ class RouterFile(StrictModel):
     models: Any = Field(None, description="Read by the launcher only.")
     engine: Any = Field(None, description="Read by the launcher only.")
     runtime: Any = Field(None, description="Read by the launcher only.")
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    """The plain types of `int | None`, `Annotated[float, ...]` and the like."""
+    inner = get_args(annotation)
+    return set().union(*map(_types_in, inner)) if inner else {annotation}
 
 
 def parse_base_url(url: str) -> str:
