@@ -20,6 +20,12 @@ Policy = Literal["least_tokens", "least_requests", "round_robin", "power_of_two"
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def _types_in(annotation: Any) -> set[Any]:
+    """The plain types of `int | None`, `Annotated[float, ...]` and the like."""
+    inner = get_args(annotation)
+    return set().union(*map(_types_in, inner)) if inner else {annotation}
+
+
 class StrictModel(BaseModel):
     """Refuses keys it does not know and values that would have to be guessed at."""
 
@@ -160,12 +166,6 @@ class RouterFile(StrictModel):
     models: Any = Field(None, description="Read by the launcher only.")
     engine: Any = Field(None, description="Read by the launcher only.")
     runtime: Any = Field(None, description="Read by the launcher only.")
-
-
-def _types_in(annotation: Any) -> set[Any]:
-    """The plain types of `int | None`, `Annotated[float, ...]` and the like."""
-    inner = get_args(annotation)
-    return set().union(*map(_types_in, inner)) if inner else {annotation}
 
 
 def parse_base_url(url: str) -> str:
