@@ -4,17 +4,20 @@
 alone (`router --config FILE`), and takes a cluster config as well, reading what concerns it.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 Policy = Literal["least_tokens", "least_requests", "round_robin", "power_of_two", "prefix_affinity"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -40,6 +43,25 @@ class StrictModel(BaseModel):
             if bool not in types and types & {int, float}:
                 raise ValueError("a whole number" if int in types else "a number")
         return value
+
+
+class ShorthandModel(StrictModel):
+    """May be written as a plain text, which stands for the key that `shorthand` names."""
+
+    shorthand: ClassVar[str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def text_alone(cls, value: Any) -> Any:
+        """`engine: tgi` is `engine: {name: tgi}`."""
+        return {cls.shorthand: value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        text = {"type": "string", "description": f"Short for {cls.shorthand}: TEXT."}
+        return {"anyOf": [handler(core_schema), text]}
 
 
 class QueueConfig(StrictModel):
@@ -133,20 +155,16 @@ class RouterConfig(StrictModel):
     )
 
 
-class ReplicaConfig(StrictModel):
-    """One replica the router is told of by hand."""
+class ReplicaConfig(ShorthandModel):
+    """One replica the router is told of by hand. A plain text is its URL."""
+
+    shorthand: ClassVar[str] = "url"
 
     url: str = Field(description="Base URL, for example http://10.0.0.7:8080.")
     id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
     model: str = Field("default", min_length=1, description="Pool this replica belongs to.")
     max_requests: int | None = Field(None, ge=1, description="Calls at a time; default: learned.")
     max_tokens: int | None = Field(None, ge=1, description="Tokens at a time; default: learned.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def url_alone(cls, value: Any) -> Any:
-        """A plain string is the URL."""
-        return {"url": value} if isinstance(value, str) else value
 
     @field_validator("url")
     @classmethod

@@ -6,13 +6,13 @@ pydantic finds is put into the operator's words here, next to the line it is abo
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from router.config.mismatch import Mismatches
+from router.config.mismatch import Mismatch, Mismatches
 from router.config.mismatch import Path as KeyPath
 from router.config.words import describe, did_you_mean, dotted, expectation, is_secret, quoted
 from router.config.yaml_tree import Place, parse_tree
@@ -28,7 +28,8 @@ class Source:
     """A config file as read: values, where each one stands, and what is already known wrong.
 
     `problems` (duplicate keys, unset variables ...) is raised by `load_model`, together with what
-    the model finds.
+    the model finds. `spoiled` values are known wrong; `expanded` values came from the environment,
+    with what stands for them in the file.
     """
 
     file: str
@@ -36,6 +37,7 @@ class Source:
     places: dict[KeyPath, Place] = field(repr=False)
     problems: tuple[ConfigProblem, ...] = ()
     spoiled: frozenset[KeyPath] = frozenset()
+    expanded: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def line(self, path: KeyPath, *, of_key: bool = False) -> int | None:
         """The line of the value (or its key) at `path`, or of the nearest mapping around it."""
@@ -54,6 +56,12 @@ class Source:
         text = place.text if place is not None else None
         return describe(value, text, is_secret=is_secret(path))
 
+    def redacted(self, message: str) -> str:
+        """`message` without values from the environment, should a rule have repeated one."""
+        for value, text in self.expanded.items():
+            message = message.replace(value, text)
+        return message
+
 
 @dataclass(frozen=True, slots=True)
 class _Finding:
@@ -69,7 +77,7 @@ def read_source(path: Path, env: Mapping[str, str] = os.environ) -> Source:
     """Read one YAML file. Raises ConfigError when it cannot be read as one YAML mapping."""
     file = os.fspath(path)
     tree = parse_tree(_read_text(path), file, env)
-    return Source(file, tree.value, tree.places, tree.problems, tree.spoiled)
+    return Source(file, tree.value, tree.places, tree.problems, tree.spoiled, tree.expanded)
 
 
 def load_model(source: Source, model: type[Model]) -> Model:
@@ -121,8 +129,9 @@ def _problems(findings: list[_Finding], source: Source) -> Iterator[ConfigProble
             by_path.setdefault(finding.path, []).append(finding)
     for path, same in by_path.items():
         expected = " or ".join(dict.fromkeys(finding.expected for finding in same))
+        found, expected = source.redacted(same[0].found), source.redacted(expected)
         line = source.line(path, of_key=same[0].kind == "extra_forbidden")
-        yield ConfigProblem(source.file, line, dotted(path), same[0].found, expected)
+        yield ConfigProblem(source.file, line, dotted(path), found, expected)
 
 
 def _findings(error: ValidationError, source: Source, model: type[BaseModel]) -> list[_Finding]:
@@ -132,7 +141,7 @@ def _findings(error: ValidationError, source: Source, model: type[BaseModel]) ->
         path, value = _resolve(item["loc"], source.value, kind)
         cause = context.get("error")
         if isinstance(cause, Mismatches):
-            found += [_Finding(kind, path + m.path, m.found, m.expected) for m in cause.mismatches]
+            found += [_rule(path, mismatch, source) for mismatch in cause.mismatches]
         elif kind == "extra_forbidden":
             known = did_you_mean(str(path[-1]), _keys_at(model, path[:-1]))
             found.append(_Finding(kind, path, "an unknown key", known))
@@ -152,6 +161,15 @@ def _findings(error: ValidationError, source: Source, model: type[BaseModel]) ->
     return found
 
 
+def _rule(base: KeyPath, mismatch: Mismatch, source: Source) -> _Finding:
+    """What a rule of ours found; a value that came from the environment is not repeated."""
+    path = base + mismatch.path
+    place = source.places.get(path)
+    is_expanded = place is not None and place.is_expanded
+    found = source.found(path, None) if is_expanded else mismatch.found
+    return _Finding("value_error", path, found, mismatch.expected)
+
+
 def _hidden_findings(
     known: list[_Finding], source: Source, model: type[BaseModel]
 ) -> list[_Finding]:
@@ -164,7 +182,7 @@ def _hidden_findings(
     for finding in known:
         if finding.path and isinstance(finding.path[-1], str):
             value = _without(value, finding.path)
-    pruned = Source(source.file, value, source.places, spoiled=source.spoiled)
+    pruned = replace(source, value=value)
     try:
         model.model_validate(value)
     except ValidationError as exc:

@@ -21,6 +21,7 @@ from router.errors import ConfigError, ConfigProblem
 
 MAX_VALUES = 100_000  # aliases can multiply: nine lines can stand for a billion values
 MAX_WHOLE_NUMBER = 2**63
+_MIN_SECRET_LENGTH = 6  # shorter values would turn up in messages by chance
 
 _TAG = "tag:yaml.org,2002:"
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
@@ -67,7 +68,8 @@ class Tree:
     value: dict[str, Any]
     places: dict[Path, Place]
     problems: tuple[ConfigProblem, ...]
-    spoiled: frozenset[Path] = field(default_factory=frozenset)
+    spoiled: frozenset[Path]
+    expanded: dict[str, str] = field(repr=False)  # values from the environment -> as written
 
 
 def parse_tree(text: str, file: str, env: Mapping[str, str]) -> Tree:
@@ -78,7 +80,13 @@ def parse_tree(text: str, file: str, env: Mapping[str, str]) -> Tree:
         value = builder.top_level(root)
     except RecursionError as exc:
         raise _too_deep(file) from exc
-    return Tree(value, builder.places, tuple(builder.problems), frozenset(builder.spoiled))
+    return Tree(
+        value,
+        builder.places,
+        tuple(builder.problems),
+        frozenset(builder.spoiled),
+        builder.expanded,
+    )
 
 
 def _compose(text: str, file: str) -> yaml.MappingNode:
@@ -127,6 +135,7 @@ class _Builder:
         self.places: dict[Path, Place] = {}
         self.problems: list[ConfigProblem] = []
         self.spoiled: set[Path] = set()
+        self.expanded: dict[str, str] = {}
         self._open: set[int] = set()  # ids of the nodes being walked: an alias to one is a loop
         self._values = 0
 
@@ -256,6 +265,8 @@ class _Builder:
         filled = _VARIABLE.sub(fill, text)
         if _is_unusable(filled):
             self._spoil(path, line, f"{quoted(text)} with half a character in it", "a plain text")
+        if len(filled) >= _MIN_SECRET_LENGTH and not filled.isdecimal():
+            self.expanded[filled] = text
         return filled, filled != text
 
     def _spoil(self, path: Path, line: int, found: str, expected: str) -> None:

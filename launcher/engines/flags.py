@@ -1,0 +1,98 @@
+"""The flags an engine knows, and whether a config's `args` are among them.
+
+A table per engine is checked before anything is started: a misspelled flag would otherwise be
+found minutes later, in the log of a replica that ended. Pure; used by the engines.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.engines.versions import LATEST, Version, show_version
+from router.config.mismatch import Mismatch
+from router.config.words import describe, did_you_mean
+
+Arg = str | int | float | bool | None
+Kind = Literal["switch", "whole", "number", "text"]
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One flag: what value it takes, and in which versions (`since` <= version < `until`)."""
+
+    kind: Kind = "text"
+    since: Version = (0, 0, 0)
+    until: Version = (LATEST[0] + 1, 0, 0)
+    choices: tuple[str, ...] = ()
+
+    def is_in(self, version: Version) -> bool:
+        return self.since <= version < self.until
+
+
+def check_args(
+    args: Mapping[str, Arg],
+    flags: Mapping[str, Flag],
+    reserved: Mapping[str, str],
+    version: Version,
+) -> Iterator[Mismatch]:
+    """`reserved`: flags the launcher writes itself, and where the operator sets them instead."""
+    for name, value in args.items():
+        if name in reserved:
+            yield Mismatch((name,), "a flag that the launcher sets itself", reserved[name])
+        elif name not in flags:
+            known = [flag for flag in flags if flags[flag].is_in(version)]
+            yield Mismatch((name,), "a flag this engine does not have", did_you_mean(name, known))
+        elif not flags[name].is_in(version):
+            yield Mismatch((name,), f"a flag that {_instead(flags[name], version)}", "another one")
+        elif (expected := _expected(flags[name], value)) is not None:
+            yield Mismatch((name,), describe(value, None), expected)
+
+
+def to_argv(args: Mapping[str, Arg]) -> list[str]:
+    """`{"speed": 0.5, "json-output": True}` as command-line words; false and null say nothing."""
+    words: list[str] = []
+    for name, value in args.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not False and value is not None:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def _instead(flag: Flag, version: Version) -> str:
+    has = "the newest version" if version >= LATEST else f"version {show_version(version)}"
+    if version < flag.since:
+        return f"{has} does not have: it came with {show_version(flag.since)}"
+    return f"{has} does not have any more: it went with {show_version(flag.until)}"
+
+
+def _expected(flag: Flag, value: Arg) -> str | None:
+    """What the flag would take, if it does not take `value`. A text may spell a number."""
+    if value is None or value is False:
+        return None
+    match flag.kind:
+        case "switch":
+            return None if value is True else "true or false"
+        case "whole":
+            is_fine = not isinstance(value, float) and value is not True and _is_whole(value)
+            return None if is_fine else "a whole number, 0 or more"
+        case "number":
+            return None if value is not True and _is_number(value) else "a number, 0 or more"
+    if value is True:
+        return "a value: this flag does not stand alone"
+    if flag.choices and value not in flag.choices:
+        return did_you_mean(str(value), flag.choices)
+    return None
+
+
+def _is_whole(value: str | int) -> bool:
+    return value.isascii() and value.isdecimal() if isinstance(value, str) else value >= 0
+
+
+def _is_number(value: str | int | float) -> bool:
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return False
+    return math.isfinite(number) and number >= 0

@@ -1,0 +1,87 @@
+"""The embedded default engine: `python -m launcher.simulator`, a stand-in that needs no GPU.
+
+It speaks text-generation-inference's protocol and keeps its limits and timing, so that a cluster
+config can be tried, and the router tested, on any machine. It is not a language model.
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from launcher.engines.base import Command
+from launcher.engines.flags import Arg, Flag, check_args, to_argv
+from launcher.engines.tgi_limits import check_limits, check_values, check_version, limits
+from launcher.engines.tgi_log import phase_of, token_budget_of
+from launcher.engines.versions import LATEST, parse_version
+from router.config.mismatch import Mismatch
+
+if TYPE_CHECKING:
+    from launcher.config import EngineConfig, ModelConfig
+    from launcher.placement import ReplicaSpec
+
+_RESERVED = {
+    "model-id": "models[].id",
+    "version": "engine.version",
+    "max-input-tokens": "models[].max_input_tokens",
+    "max-total-tokens": "models[].max_total_tokens",
+    "host": "runtime.host",
+    "port": "runtime.first_port",
+}
+
+FLAGS: Mapping[str, Flag] = {
+    "token-model": Flag(choices=("text", "bpe")),
+    "gpu": Flag(choices=("a100", "a10g", "rtx4090")),
+    "speed": Flag("number"),
+    "time-scale": Flag("number"),
+    "noise": Flag("number"),
+    "max-concurrent-requests": Flag("whole"),
+    "max-batch-prefill-tokens": Flag("whole"),
+    "max-batch-total-tokens": Flag("whole"),
+    "max-batch-size": Flag("whole"),
+    "max-waiting-tokens": Flag("whole"),
+    "waiting-served-ratio": Flag("number"),
+    "eos-rate": Flag("number"),
+    "load-s": Flag("number"),
+    "faults": Flag(),
+    "json-output": Flag("switch"),
+}
+
+
+class SimulatorEngine:
+    """A process per replica, started with this Python."""
+
+    name = "simulator"
+    dialect = "tgi"
+    uses_gpu = False
+
+    def check_engine(self, engine: "EngineConfig") -> Iterator[Mismatch]:
+        yield from check_version(engine.version)
+        version = parse_version(engine.version) or LATEST
+        for path, args in engine.all_args():
+            for bad in check_args(args, FLAGS, _RESERVED, version):
+                yield Mismatch(path + bad.path, bad.found, bad.expected)
+
+    def check_model(self, model: "ModelConfig", engine: "EngineConfig") -> Iterator[Mismatch]:
+        version = parse_version(engine.version) or LATEST
+        yield from check_values(model, version)
+        yield from check_limits(model, version)
+
+    def command(self, spec: "ReplicaSpec", port: int, host: str) -> Command:
+        version = parse_version(spec.engine_version) or LATEST
+        input_tokens, total_tokens = limits(spec.max_input_tokens, spec.max_total_tokens, version)
+        own: dict[str, Arg] = {
+            "host": host,
+            "port": port,
+            "model-id": spec.model_id,
+            "version": spec.engine_version,
+            "max-input-tokens": input_tokens,
+            "max-total-tokens": total_tokens,
+        }
+        argv = (sys.executable, "-m", "launcher.simulator", *to_argv({**own, **spec.args}))
+        return Command(argv, dict(spec.env), "/health", spec.start_timeout_s)
+
+    def phase_of(self, log_line: str) -> str | None:
+        return phase_of(log_line)
+
+    def token_budget_of(self, log_line: str) -> int | None:
+        return token_budget_of(log_line)

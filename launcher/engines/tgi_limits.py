@@ -1,0 +1,77 @@
+"""What text-generation-inference accepts, version by version: values, limits and their defaults.
+
+Pure; used by the engines `tgi` and `simulator`, which imitates it.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from launcher.engines.versions import Version, parse_version, show_version
+from router.config.mismatch import Mismatch
+from router.config.words import did_you_mean, quoted
+
+if TYPE_CHECKING:
+    from launcher.config import ModelConfig
+
+DTYPES = ("float16", "bfloat16")
+QUANTIZE_SINCE: dict[str, Version] = {
+    "bitsandbytes": (0, 0, 0),
+    "bitsandbytes-nf4": (0, 0, 0),
+    "bitsandbytes-fp4": (0, 0, 0),
+    "gptq": (0, 0, 0),
+    "awq": (0, 0, 0),
+    "eetq": (0, 0, 0),
+    "fp8": (2, 0, 0),
+    "exl2": (2, 1, 0),
+    "marlin": (2, 1, 0),
+    "compressed-tensors": (2, 4, 0),
+}
+FIXED_LIMITS_UNTIL: Version = (2, 0, 0)  # before: 1024 input and 2048 total unless told otherwise
+FIXED_TOTAL_TOKENS = 2048
+
+
+def check_version(version: str | None) -> Iterator[Mismatch]:
+    if parse_version(version) is None:
+        yield Mismatch(("version",), f"a text {quoted(version or '')}", "a version like 3.3.5")
+
+
+def check_values(model: "ModelConfig", version: Version) -> Iterator[Mismatch]:
+    """`quantize` and `dtype` that this version does not know, or not together."""
+    if model.quantize is not None and model.quantize not in QUANTIZE_SINCE:
+        known = [name for name, since in QUANTIZE_SINCE.items() if since <= version]
+        expected = did_you_mean(model.quantize, known)
+        yield Mismatch(("quantize",), f"a text {quoted(model.quantize)}", expected)
+    elif model.quantize is not None and version < QUANTIZE_SINCE[model.quantize]:
+        since = show_version(QUANTIZE_SINCE[model.quantize])
+        found = f"{model.quantize}, which came with version {since}"
+        yield Mismatch(("quantize",), found, f"engine version {since} or later, or another one")
+    if model.dtype is not None and model.dtype not in DTYPES:
+        yield Mismatch(
+            ("dtype",), f"a text {quoted(model.dtype)}", did_you_mean(model.dtype, DTYPES)
+        )
+    elif model.dtype is not None and model.quantize is not None:
+        yield Mismatch(("dtype",), "dtype beside quantize", "one of the two")
+
+
+def check_limits(model: "ModelConfig", version: Version) -> Iterator[Mismatch]:
+    """An input limit that the version's own total does not leave room for."""
+    has_fixed_total = model.max_total_tokens is None and version < FIXED_LIMITS_UNTIL
+    limit = model.max_input_tokens
+    if has_fixed_total and limit is not None and limit >= FIXED_TOTAL_TOKENS:
+        expected = f"less than {FIXED_TOTAL_TOKENS}, this version's total, or max_total_tokens"
+        yield Mismatch(("max_input_tokens",), str(limit), expected)
+
+
+def limits(
+    max_input_tokens: int | None, max_total_tokens: int | None, version: Version
+) -> tuple[int | None, int | None]:
+    """Input and total tokens to tell the engine; None leaves it to the engine.
+
+    Unless told otherwise the input may fill all but one token of the total: a stream that is
+    continued on another replica comes back with its text so far as input.
+    """
+    if max_total_tokens is None and version < FIXED_LIMITS_UNTIL:
+        max_total_tokens = FIXED_TOTAL_TOKENS
+    if max_input_tokens is None and max_total_tokens is not None:
+        max_input_tokens = max_total_tokens - 1
+    return max_input_tokens, max_total_tokens

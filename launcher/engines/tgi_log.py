@@ -1,0 +1,59 @@
+"""How far a starting text-generation-inference server is, read from its log.
+
+The phrases are the server's own, found in the text and the JSON form of its log alike; the
+simulator prints the same ones. Pure; used by the engines `tgi` and `simulator`.
+"""
+
+import re
+
+# Tried in this order: the first phrase found in a line decides.
+_PHASES: tuple[tuple[str, str], ...] = (
+    ("Not enough memory to handle", "failed: not enough GPU memory"),
+    ("shutdown with signal 9", "failed: killed, the host was probably out of memory"),
+    ("Download encountered an error", "failed: the download"),
+    ("Shard 0 failed to start", "failed: the model did not load"),
+    ("Shard 0 crashed", "failed: the model server crashed"),
+    ("ShardCannotStart", "failed: the model did not load"),
+    ("ArgumentValidation(", "failed: the arguments"),
+    ("Webserver Crashed", "failed: the web server crashed"),
+    ("Args {", "reading arguments"),
+    ("Starting download process", "checking weights"),
+    ("Starting check and download process", "checking weights"),
+    ("Files are already present on the host", "weights are here"),
+    ("already present in cache", "weights are here"),
+    ("No safetensors weights found", "converting weights"),
+    ("Convert", "converting weights"),
+    ("Download file:", "downloading weights"),
+    ("Retrying in", "downloading weights again"),
+    ("Successfully downloaded weights", "weights are here"),
+    ("Starting shard", "loading the model"),
+    ("Waiting for shard to be ready", "loading the model"),
+    ("Server started at unix://", "model loaded"),
+    ("Shard ready in", "model loaded"),
+    ("Starting Webserver", "starting the web server"),
+    ("Using the Hugging Face API", "reading the tokenizer"),
+    ("Serving revision", "reading the tokenizer"),
+    ("Warming up model", "warming up"),
+    ("Cuda Graphs are enabled for sizes", "warming up"),
+    ("KV-cache blocks:", "warming up"),
+    ("Setting max batch total tokens to", "warmed up"),
+)
+_DOWNLOADED = re.compile(r"Download: \[(\d+)/(\d+)\](?: -- ETA: ([0-9:]+))?")
+_CONNECTED = re.compile(r"\bConnected(?:\"|\s*$)")
+_TOKEN_BUDGET = re.compile(r"Setting max batch total tokens to (\d+)")
+
+
+def phase_of(log_line: str) -> str | None:
+    """What the replica is doing, for people; None for a line that tells nothing."""
+    if match := _DOWNLOADED.search(log_line):
+        done, of, left = match.groups()
+        return f"downloading weights: {done} of {of}" + (f", {left} left" if left else "")
+    if _CONNECTED.search(log_line):
+        return "connected"
+    return next((phase for phrase, phase in _PHASES if phrase in log_line), None)
+
+
+def token_budget_of(log_line: str) -> int | None:
+    """The tokens of all running requests together, as the warm-up found them to fit."""
+    match = _TOKEN_BUDGET.search(log_line)
+    return int(match[1]) if match else None
