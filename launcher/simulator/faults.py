@@ -1,0 +1,65 @@
+"""Faults on demand, for tests of whatever stands in front of an engine.
+
+``POST /simulator/faults`` arms one (only with ``--faults``); the next ``count`` generation calls
+take it. ``FaultyBody`` is a stream's body that breaks after so many events.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from launcher.simulator.errors import ApiError, generation_failed, overloaded, wrong_shape
+
+Mode = Literal[
+    "none",
+    "error_next",
+    "die_mid_stream",
+    "cut_mid_event",
+    "hang",
+    "garbage",
+    "wrong_length",
+    "overload",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong with one call, and after how many of its events or tokens."""
+
+    mode: Mode
+    after_events: int = 0
+
+
+class Faults:
+    """The armed fault and how many calls it is still for."""
+
+    def __init__(self) -> None:
+        self._fault = Fault("none")
+        self._left = 0
+
+    def arm(self, body: dict[str, Any]) -> dict[str, Any]:
+        """Arm from JSON ``{"mode", "after_events"?, "count"?}``; a ``count`` of -1 is for ever."""
+        mode = body.get("mode")
+        after_events, count = body.get("after_events", 0), body.get("count", 1)
+        if mode not in get_args(Mode):
+            raise wrong_shape(f"mode: found {mode!r}, expected one of {', '.join(get_args(Mode))}")
+        if not (isinstance(after_events, int) and isinstance(count, int)):
+            raise wrong_shape("after_events and count: expected integers")
+        self._fault = Fault(cast(Mode, mode), after_events)
+        self._left = 0 if mode == "none" else count
+        return {"mode": mode, "after_events": after_events, "count": self._left}
+
+    def take(self) -> Fault | None:
+        """The fault for a call that arrives now, if any."""
+        if not self._left:
+            return None
+        self._left -= 1
+        return self._fault
+
+
+def refusal(fault: Fault | None) -> ApiError | None:
+    """The error with which a call is refused at once, if its fault is of that kind."""
+    if fault is None or fault.mode not in ("error_next", "overload"):
+        return None
+    return overloaded() if fault.mode == "overload" else generation_failed("injected fault")
