@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from launcher.engines import ENGINES, Engine
+from launcher.engines import ENGINES
 from launcher.engines.flags import Arg
 from router.config import RouterConfig, StrictModel, load_model, read_source
 from router.config.mismatch import Mismatch, refuse
@@ -69,6 +69,11 @@ class EngineConfig(ShorthandModel):
     start_timeout_s: Seconds = Field(
         1800.0, description="From start to ready, in seconds. A first download takes long."
     )
+
+    @model_validator(mode="after")
+    def possible(self) -> Self:
+        refuse(ENGINES[self.name].check_engine(self))
+        return self
 
     def all_args(self) -> Iterator[tuple[KeyPath, dict[str, Arg]]]:
         """Every mapping of flags, with its place below `engine`."""
@@ -263,11 +268,8 @@ class ClusterConfig(StrictModel):
 
     def _engine_mismatches(self, index: int, model: ModelConfig) -> Iterator[Mismatch]:
         config = self.engine_of(model)
-        engine: Engine = ENGINES[config.name]
         place: KeyPath = ("models", index, "engine") if model.engine else ("engine",)
-        for bad in engine.check_engine(config):
-            yield Mismatch(place + bad.path, bad.found, bad.expected)
-        for bad in engine.check_model(model, config):
+        for bad in ENGINES[config.name].check_model(model, config):
             yield Mismatch(("models", index, *bad.path), bad.found, bad.expected)
         users = [user for user in self.models if self.engine_of(user) is config]
         most = max(user.replicas for user in users)

@@ -118,13 +118,15 @@ def _free_indices(config: ClusterConfig) -> Iterator[str]:
 
 
 def _slugs(names: list[str]) -> list[str]:
-    """Short, unlike ids for models: their last part if that tells them apart, else more of it."""
+    """Short, unlike ids for models: the last part of the name, or all of it, or with a digest."""
     if len(names) == 1:
         return ["replica"]
     short = [_slug(PurePath(name).name) for name in names]
+    full = [_slug(name) for name in names]
+    slugs = [s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True)]
     return [
-        slug if short.count(slug) == 1 else f"{_slug(name)}-{_digest(name)}"
-        for slug, name in zip(short, names, strict=True)
+        slug if slugs.count(slug) == 1 else f"{slug}-{_digest(name)}"
+        for slug, name in zip(slugs, names, strict=True)
     ]
 
 

@@ -21,5 +21,6 @@ def parse_version(text: str | None) -> Version | None:
 
 
 def show_version(version: Version) -> str:
-    """(2, 4, 1) as "2.4.1"."""
-    return ".".join(map(str, version))
+    """(2, 4, 1) as "2.4.1"; an unnamed patch is left out."""
+    shown = version[:2] if version[2] == _ANY_PATCH else version
+    return ".".join(map(str, shown))

@@ -60,8 +60,10 @@ class ShorthandModel(StrictModel):
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> JsonSchemaValue:
-        text = {"type": "string", "description": f"Short for {cls.shorthand}: TEXT."}
-        return {"anyOf": [handler(core_schema), text]}
+        full = handler(core_schema)
+        key = handler.resolve_ref_schema(full)["properties"][cls.shorthand]
+        text = {name: key[name] for name in key if name not in ("default", "title")}
+        return {"anyOf": [full, text]}
 
 
 class QueueConfig(StrictModel):

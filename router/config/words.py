@@ -30,12 +30,12 @@ def quoted(text: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The known words, the one that was probably meant first: `"port"? Allowed: host, port`."""
+    """The known words and the one probably meant: `one of: host, port (did you mean port?)`."""
     known = list(known)
-    listed = ", ".join(known)
     close = difflib.get_close_matches(word.replace("-", "_"), known, n=1, cutoff=0.6)
     close = close or difflib.get_close_matches(word.replace("_", "-"), known, n=1, cutoff=0.6)
-    return f"{close[0]} (did you mean that?) or one of: {listed}" if close else f"one of: {listed}"
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"one of: {', '.join(known)}{hint}"
 
 
 def describe(value: Any, text: str | None, *, is_secret: bool = False) -> str:

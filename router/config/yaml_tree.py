@@ -9,7 +9,7 @@ message.
 
 import datetime
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,38 +17,15 @@ import yaml
 
 from router.config.mismatch import Path
 from router.config.words import dotted, quoted
-from router.errors import ConfigError, ConfigProblem
+from router.config.yaml_syntax import TAG, compose, fatal, kind_of, too_deep
+from router.errors import ConfigProblem
 
 MAX_VALUES = 100_000  # aliases can multiply: nine lines can stand for a billion values
 MAX_WHOLE_NUMBER = 2**63
 _MIN_SECRET_LENGTH = 6  # shorter values would turn up in messages by chance
 
-_TAG = "tag:yaml.org,2002:"
 _VARIABLE = re.compile(r"\$\$\{|\$\{([^{}]*)\}")
 _REFERENCE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
-
-
-class _Loader(yaml.SafeLoader):
-    """Finds types as YAML 1.2 does where YAML 1.1 surprises: 010 and 1:30 stay texts."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [pair for pair in pairs if pair[0] not in (_TAG + "int", _TAG + "float")]
-    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    _TAG + "int",
-    re.compile(r"^[-+]?(?:0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o[0-7_]+)$"),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver(
-    _TAG + "float",
-    re.compile(
-        r"^(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +51,12 @@ class Tree:
 
 def parse_tree(text: str, file: str, env: Mapping[str, str]) -> Tree:
     """The mapping that `text` is; raises ConfigError where it is no single YAML mapping."""
-    root = _compose(text, file)
+    root = compose(text, file)
     builder = _Builder(file, env)
     try:
         value = builder.top_level(root)
     except RecursionError as exc:
-        raise _too_deep(file) from exc
+        raise too_deep(file) from exc
     return Tree(
         value,
         builder.places,
@@ -87,43 +64,6 @@ def parse_tree(text: str, file: str, env: Mapping[str, str]) -> Tree:
         frozenset(builder.spoiled),
         builder.expanded,
     )
-
-
-def _compose(text: str, file: str) -> yaml.MappingNode:
-    try:
-        nodes = list(_documents(text))
-    except yaml.MarkedYAMLError as exc:
-        raise ConfigError([_syntax_problem(exc, file)]) from exc
-    except yaml.reader.ReaderError as exc:
-        line = text.count("\n", 0, exc.position) + 1
-        found = f"the control character U+{ord(text[exc.position]):04X}"
-        raise _fatal(file, line, found, "printable text") from exc
-    except RecursionError as exc:
-        raise _too_deep(file) from exc
-    except (ValueError, OverflowError) as exc:  # an escape such as "\UFFFFFFFF" is no character
-        raise _fatal(file, None, "an escape that is no character", "valid YAML") from exc
-    if not nodes:
-        raise _fatal(file, None, "an empty file", "a mapping (key: value lines)")
-    if len(nodes) > 1:
-        line = nodes[1].start_mark.line + 1
-        raise _fatal(file, line, "a second document after ---", "one document per file")
-    root = nodes[0]
-    if not isinstance(root, yaml.MappingNode):
-        is_empty = isinstance(root, yaml.ScalarNode) and not root.value
-        found = "an empty file" if is_empty else _kind(root)
-        line = root.start_mark.line + 1
-        raise _fatal(file, None if is_empty else line, found, "a mapping (key: value lines)")
-    return root
-
-
-def _documents(text: str) -> Iterator[yaml.Node]:
-    loader = _Loader(text)
-    try:
-        while loader.check_node():
-            if (node := loader.get_node()) is not None:
-                yield node
-    finally:
-        loader.dispose()
 
 
 class _Builder:
@@ -155,14 +95,14 @@ class _Builder:
         line = node.start_mark.line + 1
         if self._values > MAX_VALUES:
             found = f"aliases that stand for more than {MAX_VALUES:,} values"
-            raise _fatal(self.file, line, found, "a smaller file")
+            raise fatal(self.file, line, found, "a smaller file")
         if id(node) in self._open:
             self._spoil(path, line, "an alias inside what it stands for", "no loops")
             return None
         self.places[path] = Place(line, key_line)
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path, key_line)
-        if node.tag not in (_TAG + "map", _TAG + "seq"):
+        if node.tag not in (TAG + "map", TAG + "seq"):
             self._spoil(path, line, f"the tag {quoted(node.tag)}", "a value without a tag")
             return None
         self._open.add(id(node))
@@ -183,11 +123,11 @@ class _Builder:
         merged: dict[str, tuple[int, yaml.Node]] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if key_node.tag == _TAG + "merge":
+            if key_node.tag == TAG + "merge":
                 for key, pair in self._merged(value_node, path, line).items():
                     merged.setdefault(key, pair)
             elif not isinstance(key_node, yaml.ScalarNode):
-                self._spoil(path, line, f"{_kind(key_node)} as a key", "a text as key")
+                self._spoil(path, line, f"{kind_of(key_node)} as a key", "a text as key")
             elif _is_unusable(key_node.value):
                 self._spoil(path, line, "a key with a NUL or half a character", "a text as key")
             elif key_node.value in own:
@@ -203,7 +143,9 @@ class _Builder:
         pairs: dict[str, tuple[int, yaml.Node]] = {}
         for source in sources:
             if not isinstance(source, yaml.MappingNode):
-                self._spoil(path, line, f"<< with {_kind(source)}", "<< with an alias of a mapping")
+                self._spoil(
+                    path, line, f"<< with {kind_of(source)}", "<< with an alias of a mapping"
+                )
             elif id(source) in self._open:
                 self._spoil(path, line, "<< with what it stands in", "no loops")
             else:
@@ -223,7 +165,7 @@ class _Builder:
         return value
 
     def _typed(self, node: yaml.ScalarNode, path: Path, line: int) -> tuple[Any, bool]:
-        match node.tag.removeprefix(_TAG):
+        match node.tag.removeprefix(TAG):
             case "str" | "value":
                 return self._expanded(node.value, path, line)
             case "null":
@@ -304,55 +246,3 @@ _CONVERTERS: dict[str, Any] = {"int": _whole_number, "float": _number, "timestam
 def _is_unusable(text: str) -> bool:
     """No process can be given such a text: NUL ends it, half a surrogate pair has no bytes."""
     return "\0" in text or any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _kind(node: yaml.Node) -> str:
-    match node:
-        case yaml.MappingNode():
-            return "a mapping"
-        case yaml.SequenceNode():
-            return "a list"
-    return f"a single value {quoted(node.value)}"
-
-
-def _fatal(file: str, line: int | None, found: str, expected: str) -> ConfigError:
-    return ConfigError([ConfigProblem(file, line, "", found, expected)])
-
-
-def _too_deep(file: str) -> ConfigError:
-    return _fatal(file, None, "lists or mappings nested too deep", "a few levels")
-
-
-def _syntax_problem(error: yaml.MarkedYAMLError, file: str) -> ConfigProblem:
-    mark = error.problem_mark or error.context_mark
-    line = mark.line + 1 if mark else None
-    found, expected = _syntax_words(error.problem or error.context or "unreadable YAML")
-    return ConfigProblem(file, line, "", found, expected)
-
-
-def _syntax_words(problem: str) -> tuple[str, str]:
-    """The parser's words in ours, with what to do in the common cases."""
-    if r"'\t'" in problem:
-        return "a tab", "spaces: YAML is not indented with tabs"
-    if problem.startswith("mapping values are not allowed"):
-        return "a second ': ' in one line", "quotes around a text that has ': ' in it"
-    if problem.startswith("could not find expected ':'"):
-        return "a line without ':'", "key: value"
-    if match := re.fullmatch(r"expected (.+?),? but (?:found|got) (.+)", problem):
-        return _token(match[2]), _token(match[1])
-    if problem.startswith("found "):
-        return problem.removeprefix("found "), "valid YAML"
-    return f"unreadable YAML ({problem})", "valid YAML"
-
-
-def _token(words: str) -> str:
-    """`<block end>` as a reader would say it."""
-    return {
-        "<block end>": "the end of this block (is the indentation right?)",
-        "'<block mapping start>'": "a deeper key (is the indentation right?)",
-        "'<block sequence start>'": "a list item (is the indentation right?)",
-        "'<scalar>'": "a text that does not belong here",
-        "'<block end>'": "the end of this block",
-        "'<stream end>'": "the end of the file",
-        "'<document start>'": "a new document (---)",
-    }.get(words, words)
