@@ -1,0 +1,83 @@
+"""Log files of replicas, router and launcher: kept bounded, read as they grow.
+
+A log belongs to one start; the start before it is kept as `.1`. A child holds its log open for
+appending, so a file that grows too large is copied and cut in place. Used by the process runtime,
+the supervisor (progress) and `launcher logs`.
+"""
+
+import os
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from router.errors import StateError
+
+MAX_LOG_BYTES = 64 * 1024**2
+_MAX_READ_BYTES = 256 * 1024
+_TAIL_BLOCK_BYTES = 64 * 1024
+
+
+def previous(path: Path) -> Path:
+    return path.with_name(path.name + ".1")
+
+
+def rotate(path: Path) -> None:
+    """Keep the last start's log as `.1`. StateError when the folder cannot be written."""
+    try:
+        if path.exists() and path.stat().st_size > 0:
+            os.replace(path, previous(path))
+    except OSError as exc:
+        raise StateError(f"{path}: cannot rotate the log ({exc.strerror})") from exc
+
+
+def bound(paths: Iterable[Path], max_bytes: int = MAX_LOG_BYTES) -> None:
+    """Cut every log over `max_bytes` in place. A line written during the copy may be lost."""
+    for path in paths:
+        # A full disk keeps the old lines from being copied; cutting then is what helps.
+        with suppress(OSError):
+            if path.stat().st_size > max_bytes:
+                with suppress(OSError):
+                    shutil.copyfile(path, previous(path))
+                os.truncate(path, 0)
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last `lines` lines, read from the end; empty when there is no such file."""
+    data = b""
+    with suppress(OSError), path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        while position > 0 and data.count(b"\n") <= lines:
+            step = min(_TAIL_BLOCK_BYTES, position)
+            position -= step
+            file.seek(position)
+            data = file.read(step) + data
+    return [line.decode(errors="replace") for line in data.splitlines()[-lines:]] if lines else []
+
+
+class LogReader:
+    """Whole new lines of a growing log; starts over when the file is cut or replaced."""
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self._path = path
+        self._inode: int | None = None
+        self._offset = 0
+        self._partial = b""
+        if from_end:
+            with suppress(OSError):
+                found = path.stat()
+                self._inode, self._offset = found.st_ino, found.st_size
+
+    def read_new(self) -> list[str]:
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode or found.st_size < self._offset:
+                    self._inode, self._offset, self._partial = found.st_ino, 0, b""
+                file.seek(self._offset)
+                data = file.read(_MAX_READ_BYTES)
+        except OSError:
+            return []
+        self._offset += len(data)
+        *whole, self._partial = (self._partial + data).split(b"\n")
+        return [line.decode(errors="replace") for line in whole]

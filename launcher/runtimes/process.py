@@ -1,0 +1,246 @@
+"""Replicas as plain processes of this machine, each in its own session with its own log file.
+
+Starting order, so that no crash leaves an unknown orphan: the generation is recorded, then the
+child starts carrying its marks, then its identity is recorded. What has no record is found by its
+marks, what has scrubbed its environment by its record. Stopping asks the leader first (engines pass
+the signal on in the right order: text-generation-inference finishes calls before it stops its
+shards), then its whole session, then kills what is left.
+"""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher import exits, log_files, ports, processes
+from launcher.engines.base import Command
+from launcher.placement import ReplicaSpec
+from launcher.processes import Marks, ProcessId
+from launcher.runtimes.base import Exit, Handle
+from launcher.spawn import spawn
+from launcher.state import StateFolder
+from router.errors import StartError, StateError, StopError
+
+CommandOf = Callable[[ReplicaSpec, int, str], Command]
+_KILL_WAIT_S = 10.0
+_ROLE = "replica:"
+
+
+class ProcessRuntime:
+    """Runs one cluster's replicas; `command_of(spec, port, host)` says what to execute."""
+
+    name = "process"
+
+    def __init__(
+        self, folder: StateFolder, command_of: CommandOf, host: str, first_port: int
+    ) -> None:
+        self._folder = folder
+        self._command_of = command_of
+        self._host = host
+        self._first_port = first_port
+        self._children = exits.Children()
+        # By replica, its own port first: given out, and kept for its next start.
+        self._ports: dict[str, tuple[int, ...]] = {}
+
+    async def start(self, spec: ReplicaSpec, generation: int) -> Handle:
+        port, command = self._choose_port(spec)
+        handle = Handle(self.name, spec.id, generation, "", self._url(port), spec.fingerprint)
+        try:
+            self._folder.create()
+            self._write_record(handle)
+            log_files.rotate(self.log_path(spec.id))
+        except StateError as exc:
+            raise StartError(str(exc)) from exc
+        oom_kills_before = exits.oom_kills()
+        process = spawn(command.argv, self._environ(command, handle), self.log_path(spec.id))
+        self._children.add(process, oom_kills_before)
+        started = _with_process(handle, process)
+        await self._record_or_kill(started)
+        return started
+
+    async def wait(self, handle: Handle) -> Exit:
+        process = ProcessId.parse(handle.ref)
+        await exits.wait_ended(process)
+        return self._children.exit_of(process)
+
+    def poll(self, handle: Handle) -> Exit | None:
+        process = ProcessId.parse(handle.ref)
+        return None if processes.is_running(process) else self._children.exit_of(process)
+
+    async def stop(self, handle: Handle, grace_s: float) -> None:
+        process = ProcessId.parse(handle.ref)
+        if processes.send_signal(process, signal.SIGTERM):
+            processes.send_signal(process, signal.SIGCONT)  # a stopped process takes no signal
+            if not await exits.has_ended(process, grace_s / 2):
+                # A wrapper that does not pass the signal on: tell those behind it.
+                exits.signal_all(processes.session_members(process), signal.SIGTERM)
+                await exits.has_ended(process, grace_s / 2)
+        await self._kill_rest(handle, process)
+
+    async def owned(self) -> list[Handle]:
+        by_ref = {handle.ref: handle for handle in self._recorded()}
+        for handle in self._marked():
+            by_ref.setdefault(handle.ref, handle)
+        for handle in by_ref.values():
+            with suppress(ValueError):
+                self._ports.setdefault(handle.replica_id, (_port_of(handle.base_url),))
+        return list(by_ref.values())
+
+    def is_serving_itself(self, handle: Handle) -> bool:
+        pids = ports.holders_of(_port_of(handle.base_url))
+        # Nobody to be seen: a sandbox hides /proc/net, or the engine is another user's.
+        if not pids or handle.pid is None:
+            return True
+        members = {member.pid for member in self._members(handle)}
+        return any(pid in members for pid in pids)
+
+    def last_generation(self, replica_id: str) -> int:
+        name = self._record_name(replica_id)
+        record = self._folder.read_record(name)
+        generation = (record or {}).get("generation")
+        if isinstance(generation, int):
+            return generation
+        # A broken record must not make the router take a new start for an old one.
+        return int(time.time()) if (self._folder.path / name).exists() else 0
+
+    def log_path(self, replica_id: str) -> Path:
+        return self._folder.log(replica_id)
+
+    # ---- starting
+
+    def _choose_port(self, spec: ReplicaSpec) -> tuple[int, Command]:
+        """A free port, its last one if that is free, and the command for it."""
+        others = {p for owner, given in self._ports.items() if owner != spec.id for p in given}
+        preferred = self._ports.get(spec.id, (None,))[0]
+        for port in ports.free_ports(self._host, self._first_port, others, preferred):
+            command = self._command_of(spec, port, self._host)
+            if all(ports.is_free(self._host, p) and p not in others for p in command.extra_ports):
+                self._ports[spec.id] = (port, *command.extra_ports)
+                return port, command
+        raise StartError(
+            f"no free port from {self._first_port} on {self._host}; set runtime.first_port"
+        )
+
+    def _url(self, port: int) -> str:
+        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
+        return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+    def _environ(self, command: Command, handle: Handle) -> dict[str, str]:
+        marks = Marks(
+            self._folder.path,
+            _ROLE + handle.replica_id,
+            handle.generation,
+            handle.base_url,
+            handle.fingerprint,
+        )
+        return processes.without_marks(dict(os.environ)) | dict(command.env) | marks.as_env()
+
+    async def _record_or_kill(self, handle: Handle) -> None:
+        try:
+            self._write_record(handle)
+        except StateError as exc:
+            await self.stop(handle, grace_s=0.0)
+            raise StartError(str(exc)) from exc
+
+    # ---- stopping
+
+    async def _kill_rest(self, handle: Handle, process: ProcessId) -> None:
+        deadline_s = time.monotonic() + _KILL_WAIT_S
+        while True:
+            members = self._members(handle)
+            if not members:
+                break
+            if time.monotonic() >= deadline_s:
+                raise StopError(_unkillable(handle, members))
+            exits.signal_all(members, signal.SIGKILL)
+            await asyncio.sleep(0.02)
+        self._children.exit_of(process)
+
+    def _members(self, handle: Handle) -> list[ProcessId]:
+        """All that belongs to one start: its session, and whatever carries its marks."""
+        members = set(processes.session_members(ProcessId.parse(handle.ref)))
+        role = _ROLE + handle.replica_id
+        for found in processes.marked(self._folder.path):
+            if (found.marks.role, found.marks.generation) == (role, handle.generation):
+                members.add(found.process)
+        return list(members)
+
+    # ---- finding again
+
+    def _record_name(self, replica_id: str) -> str:
+        return f"replicas/{replica_id}.json"
+
+    def _write_record(self, handle: Handle) -> None:
+        self._folder.write_record(
+            self._record_name(handle.replica_id),
+            {
+                "replica_id": handle.replica_id,
+                "generation": handle.generation,
+                "process": handle.ref,
+                "url": handle.base_url,
+                "fingerprint": handle.fingerprint,
+            },
+        )
+
+    def _recorded(self) -> Iterable[Handle]:
+        for path in sorted((self._folder.path / "replicas").glob("*.json")):
+            record = self._folder.read_record(f"replicas/{path.name}") or {}
+            with suppress(KeyError, TypeError, ValueError):
+                handle = self._handle_from(record)
+                if processes.is_running(ProcessId.parse(handle.ref)):
+                    yield handle
+
+    def _handle_from(self, record: dict[str, Any]) -> Handle:
+        process = ProcessId.parse(record["process"])
+        handle = Handle(
+            self.name,
+            str(record["replica_id"]),
+            int(record["generation"]),
+            "",
+            str(record["url"]),
+            str(record["fingerprint"]),
+        )
+        return _with_process(handle, process)
+
+    def _marked(self) -> Iterable[Handle]:
+        """Per start, its leader; an orphaned member stands for a start whose leader is gone."""
+        by_start: dict[tuple[str, int], list[processes.Found]] = {}
+        for found in processes.marked(self._folder.path):
+            if found.marks.role.startswith(_ROLE):
+                key = (found.marks.role, found.marks.generation)
+                by_start.setdefault(key, []).append(found)
+        for group in by_start.values():
+            leader = next((found for found in group if found.is_leader), None)
+            marks = group[0].marks
+            yield _with_process(
+                Handle(
+                    self.name,
+                    marks.role.removeprefix(_ROLE),
+                    marks.generation,
+                    "",
+                    marks.url,
+                    marks.fingerprint if leader else "",
+                ),
+                (leader or group[0]).process,
+            )
+
+
+def _with_process(handle: Handle, process: ProcessId) -> Handle:
+    return replace(handle, ref=str(process), pid=process.pid)
+
+
+def _port_of(base_url: str) -> int:
+    return int(base_url.rpartition(":")[2])
+
+
+def _unkillable(handle: Handle, members: list[ProcessId]) -> str:
+    stuck = ", ".join(f"pid {m.pid} (state {processes.state_letter(m) or '?'})" for m in members)
+    return (
+        f"{handle.replica_id}: {stuck} survives SIGKILL; state D means it is stuck in a driver: "
+        "look at dmesg, the machine may need a reboot"
+    )

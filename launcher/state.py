@@ -1,0 +1,164 @@
+"""The state folder of one cluster: its lock, its records, its log files.
+
+One launcher at a time holds the lock, which the kernel drops with the process, however it ends.
+Every file is replaced whole or not at all. A record that cannot be read, or is of another version,
+counts as absent: what runs is found again by its marks (`processes`), so nothing here is the only
+copy of a fact. Used by the supervisor, the process runtime and the commands.
+"""
+
+import fcntl
+import json
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from launcher.processes import ProcessId, identify, is_running
+from router.errors import StateError
+
+RECORD_VERSION = 1
+_SOCKET_PATH_LIMIT_BYTES = 107  # sun_path, less its final zero
+
+
+class StateFolder:
+    """Files of one cluster under `path`; made on first writing, closed to other users."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def admin_socket(self) -> Path:
+        return self.path / "router.sock"
+
+    @property
+    def config_copy(self) -> Path:
+        """The config the router reads, so that a half-edited original cannot stop a restart."""
+        return self.path / "cluster.yaml"
+
+    def log(self, name: str) -> Path:
+        return self.path / "logs" / f"{name}.log"
+
+    def create(self) -> None:
+        """Make the folder (mode 0700). StateError when that fails or its path is too long."""
+        if len(os.fsencode(self.admin_socket)) > _SOCKET_PATH_LIMIT_BYTES:
+            raise StateError(
+                f"{self.path}: the path is too long for a unix socket in it "
+                f"({len(os.fsencode(self.admin_socket))} bytes, at most "
+                f"{_SOCKET_PATH_LIMIT_BYTES}); set runtime.state_dir to a shorter one"
+            )
+        try:
+            for folder in (self.path, self.path / "logs", self.path / "replicas"):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as exc:
+            raise StateError(
+                f"{self.path}: cannot make the state folder ({exc.strerror}); "
+                "set runtime.state_dir to a folder you may write to"
+            ) from exc
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a file whole, or raise StateError (disk full ...) and leave the old one."""
+        target, temporary = self.path / name, None
+        try:
+            fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+            with os.fdopen(fd, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as exc:
+            if temporary is not None:
+                with suppress(OSError):
+                    os.unlink(temporary)
+            raise StateError(
+                f"{target}: cannot write ({exc.strerror}); nothing was changed"
+            ) from exc
+
+    def write_record(self, name: str, record: dict[str, Any]) -> None:
+        self.write_text(name, json.dumps({"version": RECORD_VERSION, **record}, indent=1) + "\n")
+
+    def read_record(self, name: str) -> dict[str, Any] | None:
+        """The record, or None when it is absent, broken or from another version."""
+        try:
+            record = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if not isinstance(record, dict) or record.get("version") != RECORD_VERSION:
+            return None
+        return record
+
+    def remove(self, name: str) -> None:
+        with suppress(OSError):
+            (self.path / name).unlink()
+
+    def holder(self) -> ProcessId | None:
+        """The launcher that holds the lock, by its own record; None when none runs."""
+        record = self.read_record("launcher.json") or {}
+        with suppress(KeyError, TypeError, ValueError):
+            process = ProcessId.parse(record["process"])
+            return process if is_running(process) else None
+        return None
+
+
+class ClusterLock:
+    """Held by the one launcher that may start and stop things in a state folder."""
+
+    def __init__(self, folder: StateFolder) -> None:
+        self._folder = folder
+        self._fd: int | None = None
+
+    def __enter__(self) -> "ClusterLock":
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def acquire(self, wait_s: float = 0.0) -> None:
+        """Take the lock, or raise a StateError that names who has it."""
+        self._folder.create()
+        deadline_s = time.monotonic() + wait_s
+        try:
+            fd = os.open(self._folder.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as exc:
+            raise StateError(f"{self._folder.path}/lock: {exc.strerror}") from exc
+        try:
+            while not _try_lock(fd):
+                if time.monotonic() >= deadline_s:
+                    raise self._held_error()
+                time.sleep(0.05)
+            self._write_holder()
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd is not None:
+            self._folder.remove("launcher.json")
+            os.close(self._fd)
+            self._fd = None
+
+    def _write_holder(self) -> None:
+        self._folder.write_record("launcher.json", {"process": str(identify(os.getpid()))})
+
+    def _held_error(self) -> StateError:
+        holder = self._folder.holder()
+        who = f"launcher pid {holder.pid}" if holder else "another launcher"
+        return StateError(
+            f"this cluster is run by {who} (state folder {self._folder.path}); "
+            "see `launcher status`, or stop it with `launcher down` first"
+        )
+
+
+def _try_lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

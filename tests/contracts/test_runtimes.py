@@ -1,0 +1,322 @@
+"""One suite over every runtime: start, wait, poll, stop, find again. Real children throughout."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import textwrap
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from launcher import log_files, processes
+from launcher.engines.base import Command
+from launcher.placement import ReplicaSpec
+from launcher.processes import ProcessId
+from launcher.runtimes import RUNTIMES, Handle, ProcessRuntime
+from launcher.state import StateFolder
+from router.errors import StartError
+
+SLEEP = "print('up', flush=True); import time; time.sleep(600)"
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+POLITE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); " + SLEEP
+SERVE = """
+    import socket, sys, time
+    server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+    print("up", flush=True)
+    time.sleep(600)
+"""
+PARENT = """
+    import os, subprocess, sys, time
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("child", child.pid, flush=True)
+    print("up", flush=True)
+    time.sleep(600)
+"""
+# What a setproctitle-using engine does to its environment as /proc shows it.
+SCRUBBED = """
+    import os, sys, time
+    if "SCRUBBED" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {"SCRUBBED": "1"})
+    print("up", flush=True)
+    time.sleep(600)
+"""
+
+
+def spec_of(code: str, replica_id: str = "replica-0", fingerprint: str = "f1") -> ReplicaSpec:
+    return ReplicaSpec(
+        id=replica_id,
+        model="m",
+        model_id=textwrap.dedent(code),
+        revision=None,
+        dtype=None,
+        quantize=None,
+        max_input_tokens=None,
+        max_total_tokens=None,
+        devices=(),
+        engine_name="simulator",
+        engine_version=None,
+        args={},
+        env={},
+        start_timeout_s=10.0,
+        fingerprint=fingerprint,
+    )
+
+
+def python_command(spec: ReplicaSpec, port: int, host: str) -> Command:
+    return Command((sys.executable, "-c", spec.model_id, str(port)), {}, "/health", 10.0)
+
+
+def make_runtime(kind: str, state_dir: Path) -> ProcessRuntime:
+    folder = StateFolder(state_dir)
+    folder.create()
+    return RUNTIMES[kind](folder, python_command, "127.0.0.1", 23_000)
+
+
+@pytest.fixture(params=sorted(RUNTIMES))
+async def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
+    runtime = make_runtime(request.param, tmp_path / "state")
+    yield runtime
+    for handle in await runtime.owned():
+        await runtime.stop(handle, grace_s=0.0)
+    assert list(processes.marked(tmp_path / "state")) == []
+
+
+async def up(runtime: ProcessRuntime, handle: Handle) -> list[str]:
+    """The log up to and including `up`."""
+    async with asyncio.timeout(10):
+        while "up" not in (lines := log_files.tail(runtime.log_path(handle.replica_id), 50)):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    return lines
+
+
+async def test_start_returns_a_handle_of_a_running_replica(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 1)
+    await up(runtime, handle)
+    assert runtime.poll(handle) is None
+    assert (handle.replica_id, handle.generation, handle.fingerprint) == ("replica-0", 1, "f1")
+    assert handle.pid is not None
+    assert processes.session_of(handle.pid) == handle.pid
+
+
+async def test_wait_returns_the_exit_code(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of("import sys; sys.exit(3)"), 1)
+    found = await asyncio.wait_for(runtime.wait(handle), 10)
+    assert (found.code, found.signal, found.oom) == (3, None, False)
+    assert runtime.poll(handle) == found  # asked again, it says the same
+
+
+async def test_wait_returns_the_signal_that_killed_it(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 1)
+    assert handle.pid is not None
+    os.kill(handle.pid, signal.SIGKILL)
+    found = await asyncio.wait_for(runtime.wait(handle), 10)
+    assert (found.code, found.signal) == (None, signal.SIGKILL)
+    assert "SIGKILL" in found.detail
+
+
+async def test_cancelling_a_wait_leaves_the_replica_alone(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 1)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(runtime.wait(handle), 0.05)
+    assert runtime.poll(handle) is None
+
+
+async def test_stop_lets_it_end_by_itself(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of(POLITE), 1)
+    await up(runtime, handle)
+    await runtime.stop(handle, grace_s=10.0)
+    found = runtime.poll(handle)
+    assert found is not None
+    assert found.code == 7
+
+
+async def test_stop_kills_what_ignores_it_and_may_be_repeated(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of(DEAF), 1)
+    await up(runtime, handle)
+    await runtime.stop(handle, grace_s=0.1)
+    await runtime.stop(handle, grace_s=0.1)
+    found = runtime.poll(handle)
+    assert found is not None
+    assert found.signal == signal.SIGKILL
+
+
+async def test_stop_ends_a_stopped_process_politely(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of(POLITE), 1)
+    await up(runtime, handle)
+    assert handle.pid is not None
+    os.kill(handle.pid, signal.SIGSTOP)
+    await runtime.stop(handle, grace_s=10.0)
+    found = runtime.poll(handle)
+    assert found is not None
+    assert found.code == 7
+
+
+async def test_stop_takes_the_children_along(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of(PARENT), 1)
+    child = child_of(await up(runtime, handle))
+    await runtime.stop(handle, grace_s=5.0)
+    assert not processes.is_running(child)
+
+
+async def test_children_of_a_dead_replica_do_not_keep_the_gpu(runtime: ProcessRuntime) -> None:
+    handle = await runtime.start(spec_of(PARENT), 1)
+    child = child_of(await up(runtime, handle))
+    assert handle.pid is not None
+    os.kill(handle.pid, signal.SIGKILL)
+    await asyncio.wait_for(runtime.wait(handle), 10)
+    await runtime.stop(handle, grace_s=0.0)
+    assert not processes.is_running(child)
+
+
+async def test_another_runtime_finds_and_stops_what_the_first_started(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 4)
+    await up(runtime, handle)
+    other = make_runtime(runtime.name, tmp_path / "state")
+    assert await other.owned() == [handle]
+    assert other.last_generation("replica-0") == 4
+    waiting = asyncio.gather(other.wait(handle), runtime.wait(handle))
+    await other.stop(handle, grace_s=5.0)
+    adopted, _ = await asyncio.wait_for(waiting, 10)
+    assert adopted.code is None
+
+
+async def test_a_start_whose_record_was_lost_is_found_by_its_marks(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 2)
+    await up(runtime, handle)
+    (tmp_path / "state/replicas/replica-0.json").write_text('{"half a rec')
+    other = make_runtime(runtime.name, tmp_path / "state")
+    assert await other.owned() == [handle]
+    assert other.last_generation("replica-0") > 2
+
+
+async def test_a_replica_that_scrubbed_its_environment_is_found_by_its_record(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    handle = await runtime.start(spec_of(SCRUBBED), 1)
+    await up(runtime, handle)
+    assert await make_runtime(runtime.name, tmp_path / "state").owned() == [handle]
+
+
+async def test_orphans_of_a_start_are_owned_but_wanted_by_nobody(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    handle = await runtime.start(spec_of(PARENT), 1)
+    child = child_of(await up(runtime, handle))
+    assert handle.pid is not None
+    os.kill(handle.pid, signal.SIGKILL)
+    os.waitpid(handle.pid, 0)  # noqa: ASYNC222  # as init would, had the launcher died
+    other = make_runtime(runtime.name, tmp_path / "state")
+    [orphan] = await other.owned()
+    assert (orphan.pid, orphan.fingerprint) == (child.pid, "")
+    await other.stop(orphan, grace_s=0.0)
+    assert not processes.is_running(child)
+
+
+async def test_a_recycled_pid_is_neither_found_nor_signalled(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 1)
+    victim = ProcessId.parse(handle.ref)
+    earlier = ProcessId(victim.pid, victim.start_ticks - 100, victim.boot)
+    assert not processes.send_signal(earlier, signal.SIGKILL)
+    assert processes.session_members(earlier) == []
+    assert processes.is_running(victim)
+
+
+async def test_each_replica_gets_a_port_of_its_own(runtime: ProcessRuntime) -> None:
+    first = await runtime.start(spec_of(SERVE, "replica-0"), 1)
+    second = await runtime.start(spec_of(SERVE, "replica-1"), 1)
+    await up(runtime, first)
+    await up(runtime, second)
+    assert first.base_url != second.base_url
+    assert runtime.is_serving_itself(first)
+    assert runtime.is_serving_itself(second)
+
+
+async def test_a_port_in_use_is_not_given_out(runtime: ProcessRuntime) -> None:
+    probe = await runtime.start(spec_of(SLEEP), 1)
+    await runtime.stop(probe, grace_s=5.0)
+    port = int(probe.base_url.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)):
+        again = await runtime.start(spec_of(SLEEP), 2)
+        assert again.base_url != probe.base_url
+
+
+async def test_what_another_program_answers_is_not_taken_for_the_replica(
+    runtime: ProcessRuntime,
+) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 1)
+    port = int(handle.base_url.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)):
+        assert not runtime.is_serving_itself(handle)
+
+
+async def test_a_missing_program_is_not_tried_again(
+    tmp_path: Path, runtime: ProcessRuntime
+) -> None:
+    folder = StateFolder(tmp_path / "state")
+    missing = ProcessRuntime(
+        folder,
+        lambda spec, port, host: Command(("no-such-engine",), {}, "/health", 1.0),
+        "127.0.0.1",
+        23_000,
+    )
+    with pytest.raises(StartError, match="no-such-engine") as caught:
+        await missing.start(spec_of(SLEEP), 1)
+    assert not caught.value.recoverable
+    assert await missing.owned() == []
+
+
+async def test_nothing_is_left_when_the_start_cannot_be_recorded(
+    runtime: ProcessRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced = os.replace
+    calls = []
+
+    def full_disk(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == 2:  # the record of the running process
+            raise OSError(28, "No space left on device")
+        replaced(source, target)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(StartError, match="No space left on device"):
+        await runtime.start(spec_of(SLEEP), 1)
+    assert await runtime.owned() == []
+
+
+async def test_only_the_named_descriptors_reach_a_replica(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    leaked = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(leaked, True)  # as a descriptor from our own parent would be
+    try:
+        code = "import os; print(sorted(os.listdir('/proc/self/fd')), flush=True); " + SLEEP
+        handle = await runtime.start(spec_of(code), 1)
+        assert (await up(runtime, handle))[0] == "['0', '1', '2', '3']"  # 3 is the listing's own
+    finally:
+        os.close(leaked)
+
+
+async def test_the_log_of_the_start_before_is_kept(runtime: ProcessRuntime) -> None:
+    for generation in (1, 2):
+        handle = await runtime.start(spec_of(f"print('start {generation}')\n{SLEEP}"), generation)
+        await up(runtime, handle)
+        await runtime.stop(handle, grace_s=5.0)
+    path = runtime.log_path("replica-0")
+    assert log_files.tail(path, 9)[0] == "start 2"
+    assert log_files.tail(log_files.previous(path), 9)[0] == "start 1"
+
+
+def child_of(lines: list[str]) -> ProcessId:
+    pid = next(int(line.split()[1]) for line in lines if line.startswith("child"))
+    child = processes.identify(pid)
+    assert child is not None
+    return child
