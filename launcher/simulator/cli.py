@@ -140,9 +140,11 @@ def _limits(args: argparse.Namespace) -> Limits:
 def _batch_limits(args: argparse.Namespace) -> BatchLimits:
     budget = _token_budget(args)
     ratio = args.waiting_served_ratio
+    prefill = DEFAULT_PREFILL_TOKENS
+    if args.version.prefill_room_follows_input and not args.version.chunking:
+        prefill = max(prefill, _limits(args).max_input_tokens)
     return BatchLimits(
-        max_batch_prefill_tokens=args.max_batch_prefill_tokens
-        or min(DEFAULT_PREFILL_TOKENS, budget),
+        max_batch_prefill_tokens=args.max_batch_prefill_tokens or min(prefill, budget),
         max_batch_total_tokens=budget,
         max_batch_size=args.max_batch_size,
         max_waiting_tokens=args.max_waiting_tokens,

@@ -46,6 +46,7 @@ class Engine:
         self._step_end_s = 0.0
         self._noise = random.Random(settings.pace.noise_seed)
         self._is_proven = settings.era.healthy_at_start
+        self._leaving: list[Sequence] = []
 
     @property
     def permits_left(self) -> int:
@@ -72,6 +73,7 @@ class Engine:
     def drop(self, sequence: Sequence) -> None:
         """Forget a sequence nobody waits for; it leaves the batch at the next step."""
         sequence.is_dropped = True
+        self._leaving.append(sequence)
 
     async def health(self) -> None:
         """Answer as the engine's own thread would: after the step under way.
@@ -89,14 +91,13 @@ class Engine:
     async def run(self) -> None:
         """Step for ever; cancelled by its owner at shutdown."""
         while True:
-            step = self._scheduler.next_step()
-            self._publish(step)
-            if step is None:
-                self._arrival.clear()
-                await self._arrival.wait()
-                continue
-            await self._pass_time(step)
-            self._finish(step)
+            await self._arrival.wait()
+            self._arrival.clear()
+            while (step := self._scheduler.next_step()) is not None:
+                self._publish(step)
+                await self._pass_time(step)
+                self._finish(step)
+            self._publish(None)
 
     async def _pass_time(self, step: Step) -> None:
         gpu = self._settings.gpu
@@ -128,12 +129,13 @@ class Engine:
             if not waiter.done():
                 waiter.set_result(None)
         for entry in step.emits:
-            self._emit(cast(Sequence, entry))
+            if not entry.is_dropped:
+                self._emit(cast(Sequence, entry))
+        for sequence in self._leaving:
+            self._scheduler.leave(sequence)
+        self._leaving.clear()
 
     def _emit(self, sequence: Sequence) -> None:
-        if sequence.is_dropped:
-            self._scheduler.leave(sequence)
-            return
         token = sequence.advance()
         if sequence.finish_reason is not None:
             self._scheduler.leave(sequence)
@@ -147,8 +149,8 @@ class Engine:
         scheduler, metrics = self._scheduler, self._metrics
         metrics.set_gauge("tgi_batch_current_size", scheduler.running)
         metrics.set_gauge("tgi_batch_current_max_tokens", scheduler.reserved_tokens)
+        metrics.set_gauge("tgi_queue_size", scheduler.waiting)
         if step is not None and step.admitted:
-            metrics.set_gauge("tgi_queue_size", scheduler.waiting)
             metrics.observe("tgi_batch_next_size", step.admitted)
             if step.concat_reason:
                 metrics.count("tgi_batch_concat", reason=step.concat_reason)

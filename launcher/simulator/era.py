@@ -28,8 +28,8 @@ class Era:
     usage_in_chunks: bool = False
     v1_stream_errors: Literal["flat", "openai"] = "flat"
     stream_input_length: bool = False
-    incomplete_error: str = "Incomplete generation"
-    incomplete_type: str = "incomplete_generation"
+    #: Whether an incomplete stream's error differs from an incomplete body's.
+    incomplete_stream_words: bool = False
     # Requests
     default_max_new_tokens: int | None = 100
     model_required: bool = True
@@ -63,6 +63,8 @@ class Era:
     zero_room_means_no_cap: bool = True
     default_max_input_tokens: int | None = 1024
     default_max_total_tokens: int | None = 2048
+    #: Without a flag, prefill room for the longest prompt instead of a fixed number.
+    prefill_room_follows_input: bool = False
     healthy_at_start: bool = False
     real_traffic_proves_health: bool = True
 
@@ -70,11 +72,16 @@ class Era:
 Changes = list[tuple[tuple[int, int, int], dict[str, Any]]]
 
 CHANGES: Changes = [
+    ((2, 0, 0), {"default_max_input_tokens": None, "default_max_total_tokens": None}),
+    ((2, 0, 1), {"prompt_arrays": True, "info_client_batch": True}),
     (
-        (2, 0, 1),
-        {"prompt_arrays": True, "info_client_batch": True},
+        (2, 0, 2),
+        {
+            "chat_zero_temperature": True,
+            "waiting_served_ratio": 0.3,
+            "prefill_room_follows_input": True,
+        },
     ),
-    ((2, 0, 2), {"chat_zero_temperature": True, "waiting_served_ratio": 0.3}),
     ((2, 0, 3), {"info_router": True}),
     (
         (2, 1, 0),
@@ -114,14 +121,11 @@ CHANGES: Changes = [
             "continue_assistant": True,
             "prefill_needs_flag": True,
             "vertex_all_parameters": True,
-            "incomplete_error": "Incomplete generation stream",
-            "incomplete_type": "incomplete_generation_stream",
+            "incomplete_stream_words": True,
             "chunking": True,
             "block_tokens": 1,
             "slice_tokens": 1024,
             "slice_only_when_absent": True,
-            "default_max_input_tokens": None,
-            "default_max_total_tokens": None,
         },
     ),
     ((3, 0, 1), {"healthy_at_start": True, "real_traffic_proves_health": True}),

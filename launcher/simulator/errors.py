@@ -32,6 +32,17 @@ def generation_failed(message: str) -> ApiError:
     return ApiError(424, text, "generation", "generation")
 
 
+def incomplete(*, is_stream: bool) -> ApiError:
+    """The engine stopped without a last token; a stream's has words of its own from 3.0 on."""
+    suffix = " stream" if is_stream else ""
+    kind = "incomplete_generation" + suffix.replace(" ", "_")
+    return ApiError(500, f"Incomplete generation{suffix}", kind, "incomplete")
+
+
+def unhealthy() -> ApiError:
+    return ApiError(503, "unhealthy", "healthcheck", "generation")
+
+
 def tools_refused() -> ApiError:
     text = "Tool error: this is a simulator, it has no model that could call tools"
     return ApiError(422, text, "tool_error", "validation")

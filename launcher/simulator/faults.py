@@ -9,17 +9,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
-from launcher.simulator.errors import ApiError, generation_failed, overloaded, wrong_shape
+from launcher.simulator.errors import (
+    ApiError,
+    generation_failed,
+    incomplete,
+    overloaded,
+    wrong_shape,
+)
 
 Mode = Literal[
     "none",
     "error_next",
     "die_mid_stream",
+    "incomplete",
     "cut_mid_event",
     "hang",
     "garbage",
     "wrong_length",
     "overload",
+    "unhealthy",
 ]
 
 
@@ -50,9 +58,9 @@ class Faults:
         self._left = 0 if mode == "none" else count
         return {"mode": mode, "after_events": after_events, "count": self._left}
 
-    def take(self) -> Fault | None:
-        """The fault for a call that arrives now, if any."""
-        if not self._left:
+    def take(self, *, is_health: bool = False) -> Fault | None:
+        """The fault for a call that arrives now, if any; ``unhealthy`` is for health checks."""
+        if not self._left or is_health != (self._fault.mode == "unhealthy"):
             return None
         self._left -= 1
         return self._fault
@@ -63,3 +71,12 @@ def refusal(fault: Fault | None) -> ApiError | None:
     if fault is None or fault.mode not in ("error_next", "overload"):
         return None
     return overloaded() if fault.mode == "overload" else generation_failed("injected fault")
+
+
+def failure(fault: Fault | None, *, is_stream: bool) -> ApiError | None:
+    """The error with which a call under way ends, if its fault is of that kind."""
+    if fault is None or fault.mode not in ("die_mid_stream", "incomplete"):
+        return None
+    if fault.mode == "incomplete":
+        return incomplete(is_stream=is_stream)
+    return generation_failed("injected fault")

@@ -63,9 +63,14 @@ class Ask:
         return max(self.parameters.best_of or 1, 1)
 
 
-_UNSIGNED, _INTEGER, _NUMBER, _BOOLEAN = "an unsigned integer", "an integer", "a number", "a bool"
+_UNSIGNED, _UNSIGNED_32 = "an unsigned integer", "an unsigned 32-bit integer"
+_INTEGER, _NUMBER, _BOOLEAN = "a 32-bit integer", "a number", "a bool"
 _STRINGS, _ANY = "a list of strings", "anything"
-_U64 = 2**64
+_RANGES = {
+    _UNSIGNED: range(2**64),
+    _UNSIGNED_32: range(2**32),
+    _INTEGER: range(-(2**31), 2**31),
+}
 
 _NULLABLE = {
     "best_of": _UNSIGNED,
@@ -75,11 +80,11 @@ _NULLABLE = {
     "top_k": _INTEGER,
     "top_p": _NUMBER,
     "typical_p": _NUMBER,
-    "max_new_tokens": _UNSIGNED,
+    "max_new_tokens": _UNSIGNED_32,
     "return_full_text": _BOOLEAN,
     "truncate": _UNSIGNED,
     "seed": _UNSIGNED,
-    "top_n_tokens": _UNSIGNED,
+    "top_n_tokens": _UNSIGNED_32,
     "grammar": _ANY,
 }
 _NEVER_NULL = {
@@ -128,8 +133,7 @@ def _is_kind(value: Any, kind: str) -> bool:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if kind == _NUMBER:
         return isinstance(value, int | float)
-    lowest = 0 if kind == _UNSIGNED else -(2**31)
-    return isinstance(value, int) and lowest <= value < _U64
+    return isinstance(value, int) and value in _RANGES[kind]
 
 
 def check(prompt: str, parameters: Parameters, era: Era, limits: Limits, model: TokenModel) -> Ask:

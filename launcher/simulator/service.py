@@ -18,8 +18,8 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from launcher.simulator.engine import Engine
-from launcher.simulator.errors import ApiError, generation_failed
-from launcher.simulator.faults import Fault, Faults, refusal
+from launcher.simulator.errors import ApiError, incomplete
+from launcher.simulator.faults import Fault, Faults, failure, refusal
 from launcher.simulator.generation import Sequence
 from launcher.simulator.gpu_presets import tokenise_s
 from launcher.simulator.metrics import Metrics
@@ -51,14 +51,16 @@ class Collected:
 class _Collector:
     """Waits until all sequences of a unary call are over."""
 
-    def __init__(self, sequences: int, fail_after: int | None) -> None:
+    def __init__(self, sequences: int, fault: Fault | None) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._countdown = Countdown(sequences)
-        self._fail_after = fail_after
+        self._fault = fault
 
     def token(self, sequence: Sequence, token: Token) -> None:
-        if self._fail_after is not None and len(sequence.tokens) > self._fail_after:
-            self.fail(generation_failed("injected fault"))
+        fault = self._fault
+        error = failure(fault, is_stream=False)
+        if fault and error and len(sequence.tokens) > fault.after_events:
+            self.fail(error)
         if sequence.ask.parameters.top_n_tokens:
             sequence.top_tokens.append(sequence.ranked())
         is_over = sequence.finish_reason is not None and self._countdown.count_down()
@@ -121,8 +123,7 @@ class Service:
             raise self._counted(error) from None
         try:
             asks = [await self._checked(prompt, parameters) for prompt in prompts]
-            fail_after = fault.after_events if fault and fault.mode == "die_mid_stream" else None
-            collector = _Collector(sum(ask.sequences for ask in asks), fail_after)
+            collector = _Collector(sum(ask.sequences for ask in asks), fault)
             for ask in asks:
                 sequences += [self._sequence(ask, collector) for _ in range(ask.sequences)]
             for sequence in sequences:
@@ -156,10 +157,12 @@ class Service:
             response.enable_chunked_encoding()
         await response.prepare(request)
         # The response is the handler's until it returns, so its transport may be written to.
-        transport = cast(asyncio.Transport, request.transport)
+        transport = request.transport
+        if transport is None:
+            return response
         body = StreamBody(transport, is_chunked)
         if fault:
-            body = FaultyBody(transport, is_chunked, fault, forms[0])
+            body = FaultyBody(transport, is_chunked, fault, forms[0], self.settings.era)
         try:
             await self._fill(body, prompts, parameters, forms, fault)
         except ApiError as error:
@@ -203,11 +206,9 @@ class Service:
             check_streamable(parameters)
         except ApiError as error:
             # TGI reports the cause, and then also that the stream had no end.
-            era = self.settings.era
             body.send(form.error(self._counted(error)))
-            body.send(
-                form.error(ApiError(500, era.incomplete_error, era.incomplete_type, "incomplete"))
-            )
+            has_own_words = self.settings.era.incomplete_stream_words
+            body.send(form.error(incomplete(is_stream=has_own_words)))
             return False
         return True
 

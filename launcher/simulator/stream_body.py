@@ -11,8 +11,9 @@ import asyncio
 import time
 from typing import Protocol
 
-from launcher.simulator.errors import ApiError, generation_failed
-from launcher.simulator.faults import Fault
+from launcher.simulator.era import Era
+from launcher.simulator.errors import ApiError
+from launcher.simulator.faults import Fault, failure
 from launcher.simulator.generation import Sequence
 from launcher.simulator.tokens import Token
 from launcher.simulator.wire import COMMENT
@@ -71,11 +72,17 @@ class FaultyBody(StreamBody):
     """A body that breaks instead of sending the event after ``fault.after_events``."""
 
     def __init__(
-        self, transport: asyncio.Transport, is_chunked: bool, fault: Fault, form: StreamFormat
+        self,
+        transport: asyncio.Transport,
+        is_chunked: bool,
+        fault: Fault,
+        form: StreamFormat,
+        era: Era,
     ) -> None:
         super().__init__(transport, is_chunked)
         self._fault = fault
         self._form = form
+        self._era = era
         self._left = fault.after_events
         self._is_broken = False
 
@@ -98,8 +105,9 @@ class FaultyBody(StreamBody):
         mode = self._fault.mode
         if mode == "hang":
             return
-        if mode == "die_mid_stream":
-            super().send(self._form.error(generation_failed("injected fault")))
+        error = failure(self._fault, is_stream=self._era.incomplete_stream_words)
+        if error is not None:
+            super().send(self._form.error(error))
             self.finish()
             return
         framed = self._framed(data)

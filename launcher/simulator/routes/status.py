@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from launcher.simulator.errors import unhealthy
 from launcher.simulator.replies import json_reply
 from launcher.simulator.routes.context import body_of, service_of
 from launcher.simulator.settings import Settings
@@ -60,7 +61,10 @@ def info_body(settings: Settings) -> dict[str, Any]:
 
 
 async def health(request: web.Request) -> web.StreamResponse:
-    await service_of(request).engine.health()
+    service = service_of(request)
+    await service.engine.health()
+    if service.faults.take(is_health=True):
+        raise unhealthy()
     return web.Response()
 
 
