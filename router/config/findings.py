@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from router.config.source import Source
 
 _MAX_ROUNDS = 4
+_MAX_SET_ASIDE = 200  # a file with more problems than this is told of these first
 _GONE = object()
 
 
@@ -95,8 +96,10 @@ def _hidden_findings(
     of it only after mending the first.
     """
     hidden: list[_Finding] = []
-    fresh = known
+    fresh = known if len(known) <= _MAX_SET_ASIDE else []
     for _ in range(_MAX_ROUNDS):
+        if not fresh:
+            break
         for finding in fresh:
             source = replace(source, value=_set_aside(finding, source))
         try:

@@ -14,7 +14,7 @@ from typing import Any
 from router.config.mismatch import Path
 
 _MAX_SHOWN = 60
-_SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+_SECRET = re.compile(r"(?:^|[_-])(?:key|token|secret|password)$", re.IGNORECASE)
 
 
 def dotted(path: Path) -> str:
@@ -72,8 +72,7 @@ def _kind(value: Any) -> str:
 
 def is_secret(path: Path) -> bool:
     """Whether a value at this path may be a credential, so that messages must not show it."""
-    names = [part for part in path if isinstance(part, str)]
-    return bool(names) and (names[-1] != "max_tokens" and bool(_SECRET.search(names[-1])))
+    return bool(path) and ("env" in path[:-1] or bool(_SECRET.search(str(path[-1]))))
 
 
 def count(number: int, singular: str, plural: str | None = None) -> str:

@@ -122,7 +122,7 @@ def _syntax_words(problem: str) -> tuple[str, str]:
 def _token(words: str) -> str:
     """`<block end>` as a reader would say it."""
     return {
-        "<block end>": "the end of this block (is the indentation right?)",
+        "<block end>": "the end of this block",
         "'<block mapping start>'": "a deeper key (is the indentation right?)",
         "'<block sequence start>'": "a list item (is the indentation right?)",
         "'<scalar>'": "a text that does not belong here",

@@ -73,11 +73,11 @@ class _Builder:
         self.file = file
         self.env = env
         self.places: dict[Path, Place] = {}
-        self.problems: list[ConfigProblem] = []
+        self.problems: dict[ConfigProblem, None] = {}  # an alias tells the same one again
         self.spoiled: set[Path] = set()
         self.expanded: dict[str, str] = {}
         self._open: set[int] = set()  # ids of the nodes being walked: an alias to one is a loop
-        self._values = 0
+        self._seen = 0  # keys and values, through every alias
 
     def top_level(self, root: yaml.MappingNode) -> dict[str, Any]:
         """The file's mapping. Keys that begin with `x-` only hold anchors and are left out."""
@@ -91,11 +91,8 @@ class _Builder:
         }
 
     def _value(self, node: yaml.Node, path: Path, key_line: int) -> Any:
-        self._values += 1
         line = node.start_mark.line + 1
-        if self._values > MAX_VALUES:
-            found = f"aliases that stand for more than {MAX_VALUES:,} values"
-            raise fatal(self.file, line, found, "a smaller file")
+        self._count(line)
         if id(node) in self._open:
             self._spoil(path, line, "an alias inside what it stands for", "no loops")
             return None
@@ -123,6 +120,7 @@ class _Builder:
         merged: dict[str, tuple[int, yaml.Node]] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
+            self._count(line)
             if key_node.tag == TAG + "merge":
                 for key, pair in self._merged(value_node, path, line).items():
                     merged.setdefault(key, pair)
@@ -154,6 +152,12 @@ class _Builder:
                     pairs.setdefault(key, pair)
                 self._open.discard(id(source))
         return pairs
+
+    def _count(self, line: int) -> None:
+        self._seen += 1
+        if self._seen > MAX_VALUES:
+            found = f"aliases that stand for more than {MAX_VALUES:,} values"
+            raise fatal(self.file, line, found, "a smaller file")
 
     def _scalar(self, node: yaml.ScalarNode, path: Path, key_line: int) -> Any:
         line = node.start_mark.line + 1
@@ -217,9 +221,7 @@ class _Builder:
         self._problem(path, line, found, expected)
 
     def _problem(self, path: Path, line: int, found: str, expected: str) -> None:
-        problem = ConfigProblem(self.file, line, dotted(path), found, expected)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.problems[ConfigProblem(self.file, line, dotted(path), found, expected)] = None
 
 
 def _whole_number(text: str) -> int:
