@@ -18,9 +18,15 @@ _SECRET = re.compile(r"(?:^|[_-])(?:key|token|secret|password)$", re.IGNORECASE)
 
 
 def dotted(path: Path) -> str:
-    """`("models", 1, "devices")` as `models[1].devices`."""
-    shown = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return shown.removeprefix(".")
+    """`("models", 1, "devices")` as `models[1].devices`; odd keys in quotes."""
+    return "".join(map(_step, path)).removeprefix(".")
+
+
+def _step(part: str | int) -> str:
+    if isinstance(part, int):
+        return f"[{part}]"
+    is_plain = part.isprintable() and 0 < len(part) <= _MAX_SHOWN
+    return f".{part}" if is_plain else f"[{quoted(part)}]"
 
 
 def quoted(text: str) -> str:
