@@ -1,0 +1,111 @@
+"""`launcher ask`: one streamed answer, token by token, through the text-generation client.
+
+The newcomer's first request, and the operator's first look when something seems wrong. The answer
+goes to standard output, the numbers to standard error.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+
+from launcher import status
+from launcher.cluster import Cluster
+from router.errors import OperatorError
+
+REPLICA_HEADER = "x-fleet-replica"
+
+
+def run(
+    path: Path,
+    prompt: str,
+    *,
+    replica_id: str | None = None,
+    max_new_tokens: int = 100,
+    timeout_s: float = 600.0,
+) -> int:
+    cluster = Cluster.load(path)
+    current = asyncio.run(status.read(cluster))
+    url = _url(current, replica_id)
+    try:
+        return asyncio.run(_ask(url, prompt, replica_id, max_new_tokens, timeout_s))
+    except (aiohttp.ClientConnectionError, ConnectionError) as exc:
+        raise OperatorError(
+            f"nothing answers at {url} ({exc}); start it with `launcher up -c {path}` "
+            "or see `launcher status`"
+        ) from exc
+    except TimeoutError as exc:
+        raise OperatorError(f"no whole answer from {url} within {timeout_s:g} s") from exc
+
+
+def _url(current: status.ClusterStatus, replica_id: str | None) -> str:
+    """Where to ask; OperatorError when it is plain that nobody would answer."""
+    if replica_id is None:
+        if current.endpoint is None or current.router.pid is None:
+            where = current.endpoint or "an endpoint"
+            raise OperatorError(f"no router runs, so nothing answers at {where}; `launcher up` it")
+        return current.endpoint
+    found = next((r for r in current.replicas if r.id == replica_id), None)
+    if found is None:
+        known = ", ".join(replica.id for replica in current.replicas)
+        raise OperatorError(f"found replica {replica_id!r}, expected one of: {known}")
+    if found.url is None:
+        raise OperatorError(f"{replica_id} is {found.phase} and has no address yet")
+    return found.url
+
+
+async def _ask(
+    url: str, prompt: str, replica_id: str | None, max_new_tokens: int, timeout_s: float
+) -> int:
+    from text_generation import AsyncClient
+    from text_generation import errors as theirs
+
+    # Only what derives from one of these was an answer; the package has no common base class.
+    refusals = tuple(
+        kind
+        for kind in vars(theirs).values()
+        if isinstance(kind, type) and issubclass(kind, Exception)
+    )
+    tokens, begun_s = 0, time.monotonic()
+    with _reply_headers() as seen:
+        client = AsyncClient(url, timeout=int(timeout_s))
+        try:
+            stream: Any = client.generate_stream(prompt, max_new_tokens=max_new_tokens)
+            async for event in stream:
+                tokens += 1
+                if not event.token.special:
+                    print(event.token.text, end="", flush=True)
+        except refusals as exc:
+            print(flush=True)
+            raise OperatorError(f"{url} refused: {exc} ({type(exc).__name__})") from exc
+    print(flush=True)
+    who = replica_id or seen.headers.get(REPLICA_HEADER, "?")
+    print(f"{tokens} tokens in {time.monotonic() - begun_s:.2f} s from {who}", file=sys.stderr)
+    return 0
+
+
+@contextmanager
+def _reply_headers() -> Iterator[SimpleNamespace]:
+    """The reply's headers, which the client keeps to itself: its session is given a trace."""
+    from text_generation import client as module
+
+    seen = SimpleNamespace(headers={})
+
+    async def on_reply(session: Any, context: Any, params: aiohttp.TraceRequestEndParams) -> None:
+        seen.headers = params.response.headers
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_end.append(on_reply)
+    original = module.ClientSession
+    module.ClientSession = partial(original, trace_configs=[trace])
+    try:
+        yield seen
+    finally:
+        module.ClientSession = original

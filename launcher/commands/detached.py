@@ -1,0 +1,112 @@
+"""`launcher up -d`: the supervisor as a process of its own, and the wait until all is ready.
+
+The child is the same command in its own session, its output in `launcher.log`. This side only
+reads the status record, so it may be interrupted: then it stops the child and what that started.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from launcher import log_files, processes
+from launcher.cluster import Cluster
+from launcher.commands.up import LOG_NAME
+from launcher.instance import Phase
+from launcher.processes import Marks, ProcessId
+from launcher.spawn import spawn
+from launcher.state import ClusterLock
+from launcher.status import ClusterStatus, recorded
+from router.errors import OperatorError, StartError
+
+_LOOK_S = 0.1
+_FAILED_STARTS = 3  # in a row: not a single accident, so the operator is told
+_STOP_MARGIN_S = 60.0
+
+
+def run(cluster: Cluster) -> int:
+    from launcher import view
+
+    with ClusterLock(cluster.folder):  # refuses here, where the operator looks
+        log_files.rotate(cluster.folder.log(LOG_NAME))
+    child = _spawn(cluster)
+    last: ClusterStatus | None = None
+    try:
+        while True:
+            status = _status_by(child, cluster)
+            if status is not None:
+                for line in view.transitions(last, status):
+                    print(line, flush=True)
+                last = status
+                if status.is_ready:
+                    print(f"launcher: detached, pid {child.pid}; `launcher down` stops everything")
+                    return 0
+                if trouble := _trouble(status):
+                    return _give_up(cluster, child, status, trouble)
+            if not processes.is_running(child):
+                raise _died(cluster, child)
+            time.sleep(_LOOK_S)
+    except KeyboardInterrupt:
+        print("interrupted: stopping what was started", file=sys.stderr)
+        _stop(cluster, child)
+        raise
+
+
+def _spawn(cluster: Cluster) -> ProcessId:
+    argv = [sys.executable, "-m", "launcher", "up", "-c", str(Path(cluster.path).absolute())]
+    marks = Marks(cluster.folder.path, "launcher")
+    env = processes.without_marks(dict(os.environ)) | marks.as_env()
+    return spawn([*argv, "--foreground-child"], env, cluster.folder.log(LOG_NAME))
+
+
+def _status_by(child: ProcessId, cluster: Cluster) -> ClusterStatus | None:
+    status = recorded(cluster)
+    return status if status is not None and status.launcher_pid == child.pid else None
+
+
+def _trouble(status: ClusterStatus) -> str | None:
+    """Why it is not worth waiting any longer."""
+    for replica in status.replicas:
+        if replica.phase is Phase.FAILED or replica.failed_starts >= _FAILED_STARTS:
+            return f"{replica.id}: {replica.reason}; see `launcher logs {replica.id}`"
+    if status.router.failed_starts >= _FAILED_STARTS:
+        return f"router: {status.router.reason}; see `launcher logs router`"
+    return None
+
+
+def _give_up(cluster: Cluster, child: ProcessId, status: ClusterStatus, trouble: str) -> int:
+    print(f"error: {trouble}", file=sys.stderr)
+    if status.adopted:
+        # They served before this command came; stopping them would make a bad night worse.
+        print(
+            f"left running: {status.adopted} adopted before, and launcher pid {child.pid}, "
+            "which goes on trying; `launcher down` stops everything",
+            file=sys.stderr,
+        )
+        return 1
+    _stop(cluster, child)
+    print("nothing was left running", file=sys.stderr)
+    return 1
+
+
+def _stop(cluster: Cluster, child: ProcessId) -> None:
+    processes.send_signal(child, signal.SIGTERM)
+    runtime, drain_s = cluster.config.runtime, cluster.config.router.timeouts.drain_s
+    deadline_s = time.monotonic() + runtime.stop_grace_s + drain_s + _STOP_MARGIN_S
+    while processes.is_running(child):
+        if time.monotonic() > deadline_s:
+            raise OperatorError(f"launcher pid {child.pid} does not stop; try `launcher down`")
+        time.sleep(_LOOK_S)
+    os.waitpid(child.pid, 0)
+
+
+def _died(cluster: Cluster, child: ProcessId) -> StartError:
+    _, status = os.waitpid(child.pid, 0)
+    lines = log_files.tail(cluster.folder.log(LOG_NAME), 30)
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if errors:
+        return StartError("\n".join(errors))
+    code = os.waitstatus_to_exitcode(status)
+    last = "\n  ".join(lines[-8:])
+    return StartError(f"the launcher ended with code {code}; its last words:\n  {last}")

@@ -1,0 +1,74 @@
+"""`launcher down`: stop the launcher, the router and every replica; also after a launcher's death.
+
+Idempotent. It asks the running launcher first, which knows the order; what is left, or all of it
+where no launcher runs, is stopped from here.
+"""
+
+import asyncio
+import signal
+from pathlib import Path
+
+from launcher import exits, processes
+from launcher.cluster import Cluster
+from launcher.processes import ProcessId
+from launcher.router_client import RouterClient
+from launcher.router_process import RouterKeeper, running_routers
+from launcher.runtimes import Runtime
+from launcher.state import ClusterLock
+from launcher.supervisor import make_runtime, take_down_rest
+
+_LOCK_WAIT_S = 10.0
+_MARGIN_S = 15.0
+
+
+def run(path: Path, *, timeout_s: float | None = None) -> int:
+    return asyncio.run(_run(Cluster.load(path), timeout_s))
+
+
+async def _run(cluster: Cluster, timeout_s: float | None) -> int:
+    config = cluster.config
+    if timeout_s is None:
+        timeout_s = config.runtime.stop_grace_s + config.router.timeouts.drain_s + _MARGIN_S
+    launcher = cluster.folder.holder()
+    runtime = make_runtime(cluster)
+    if launcher is None and not running_routers(cluster.folder) and not await runtime.owned():
+        print(f"cluster {config.cluster}: nothing runs")
+        return 0
+    if launcher is not None:
+        await _stop_launcher(launcher, timeout_s)
+    with _locked(cluster):
+        await _stop_rest(cluster, runtime, timeout_s)
+    print(f"cluster {config.cluster}: stopped, nothing of it runs")
+    return 0
+
+
+async def _stop_launcher(launcher: ProcessId, timeout_s: float) -> None:
+    print(f"launcher: pid {launcher.pid} stops everything (at most {timeout_s:g} s)", flush=True)
+    processes.send_signal(launcher, signal.SIGTERM)
+    if await exits.has_ended(launcher, timeout_s):
+        return
+    print("launcher: not done in time, killed", flush=True)
+    processes.send_signal(launcher, signal.SIGKILL)
+    await exits.has_ended(launcher, _LOCK_WAIT_S)
+
+
+def _locked(cluster: Cluster) -> ClusterLock:
+    """So that no launcher comes up in the middle of it."""
+    lock = ClusterLock(cluster.folder)
+    lock.acquire(wait_s=_LOCK_WAIT_S)
+    return lock
+
+
+async def _stop_rest(cluster: Cluster, runtime: Runtime, timeout_s: float) -> None:
+    """In order and politely, as long as there is time; then by force."""
+    async with RouterClient(cluster.folder.admin_socket) as client:
+        router = RouterKeeper(cluster.folder, cluster.config, client)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await router.stop()
+                grace_s = cluster.config.runtime.stop_grace_s
+                handles = await runtime.owned()
+                await asyncio.gather(*(runtime.stop(handle, grace_s) for handle in handles))
+        except TimeoutError:
+            print("not done in time: killing what is left", flush=True)
+        await take_down_rest(cluster, runtime, router)

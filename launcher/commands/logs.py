@@ -1,0 +1,32 @@
+"""`launcher logs`: the end of a log (replica, router, launcher) and, with `-f`, what comes.
+
+Reads files only, so it works whatever has died. Following survives a restart of what it follows.
+"""
+
+import time
+from pathlib import Path
+
+from launcher import log_files
+from launcher.cluster import Cluster
+from launcher.placement import replica_specs
+from router.errors import OperatorError
+
+_LOOK_S = 0.2
+
+
+def run(path: Path, name: str, *, lines: int = 100, follow: bool = False) -> int:
+    cluster = Cluster.load(path)
+    log = cluster.folder.log(name)
+    known = [*(spec.id for spec in replica_specs(cluster.config)), "router", "launcher"]
+    if name not in known and (Path(name).name != name or not log.exists()):
+        raise OperatorError(f"found {name!r}, expected one of: {', '.join(known)}")
+    if not log.exists() and not follow:
+        raise OperatorError(f"{name} has written no log yet ({log})")
+    reader = log_files.LogReader(log, from_end=True)
+    for line in log_files.tail(log, lines):
+        print(line)
+    while follow:
+        for line in reader.read_new():
+            print(line, flush=True)
+        time.sleep(_LOOK_S)
+    return 0

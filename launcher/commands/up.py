@@ -1,0 +1,134 @@
+"""`launcher up`: start (or adopt) a cluster and look after it, in front or detached.
+
+In front it shows a live table, or plain lines where standard output is no terminal; Ctrl-C stops
+everything. Detached (`-d`) the same supervisor runs in a session of its own and this command only
+waits until all is ready, or says why not and leaves nothing running that it started.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher import log_files
+from launcher.cluster import Cluster
+from launcher.state import ClusterLock
+from launcher.status import ClusterStatus
+from launcher.supervisor import Supervisor
+
+LOG_NAME = "launcher"
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+EXAMPLE = """\
+models:
+  - id: gpu-fleet/simulated-7b
+    replicas: 2
+engine: simulator
+router:
+  port: 8080
+"""
+
+
+def run(path: Path, *, detach: bool = False, is_child: bool = False) -> int:
+    if not path.exists() and path == Path("fleet.yaml"):
+        print(next_steps(), file=sys.stderr)
+        return 2
+    cluster = Cluster.load(path)
+    if detach:
+        from launcher.commands import detached
+
+        return detached.run(cluster)
+    with ClusterLock(cluster.folder):
+        if not is_child:
+            log_files.rotate(cluster.folder.log(LOG_NAME))
+        _log_to(None if is_child else cluster.folder.log(LOG_NAME))
+        if is_child or not sys.stdout.isatty():
+            show = _silent() if is_child else _lines()
+        else:
+            show = _live()
+        with show as on_change:
+            asyncio.run(_supervise(Supervisor(cluster, on_change)))
+    if not is_child:
+        print(f"cluster {cluster.config.cluster}: stopped, nothing of it runs")
+    return 0
+
+
+def next_steps() -> str:
+    indented = "".join(f"    {line}\n" for line in EXAMPLE.splitlines())
+    return (
+        "error: found no fleet.yaml in this folder. Either\n"
+        "  1. name a config:      launcher up -c configs/local.yaml\n"
+        "  2. or write fleet.yaml here, for example\n\n"
+        f"{indented}\n"
+        "     and run `launcher up` again (`launcher validate` checks it first)."
+    )
+
+
+async def _supervise(supervisor: Supervisor) -> None:
+    loop = asyncio.get_running_loop()
+    for signum in _SIGNALS:
+        loop.add_signal_handler(signum, supervisor.request_stop)
+    await supervisor.run()
+
+
+def _log_to(path: Path | None) -> None:
+    """To a file, or to standard error where that already is the log file."""
+    handler = logging.FileHandler(path) if path else logging.StreamHandler()
+    formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    formatter.converter = time.gmtime
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("launcher")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+
+
+Show = Callable[[ClusterStatus], None]
+
+
+@contextmanager
+def _silent() -> Iterator[Show]:
+    yield lambda status: None
+
+
+@contextmanager
+def _lines() -> Iterator[Show]:
+    from launcher import view
+
+    last: list[ClusterStatus | None] = [None]
+
+    def show(status: ClusterStatus) -> None:
+        for line in view.transitions(last[0], status):
+            print(line, flush=True)
+        last[0] = status
+
+    yield show
+
+
+@contextmanager
+def _live() -> Iterator[Show]:
+    from rich.live import Live
+    from rich.text import Text
+
+    from launcher import view
+
+    last: list[ClusterStatus | None] = [None]
+
+    def render() -> object:
+        if last[0] is None:
+            return Text("starting ...")
+        hint = "stopping; Ctrl-C again kills at once" if last[0].is_stopping else "Ctrl-C stops all"
+        from rich.console import Group
+
+        return Group(view.render(last[0], with_example=True), Text(hint, style="dim"))
+
+    with Live(get_renderable=render, refresh_per_second=4) as live:  # type: ignore[arg-type]
+
+        def show(status: ClusterStatus) -> None:
+            last[0] = status
+            live.refresh()
+
+        yield show

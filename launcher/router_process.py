@@ -1,0 +1,241 @@
+"""Keeps the router running on a listening socket that outlives it.
+
+The launcher holds the public socket and each router inherits it, so calls that arrive between two
+routers wait in the backlog. A router that an earlier launcher started is adopted while its part of
+the config is unchanged; else a new one takes the same socket and the old one drains. Owned by the
+supervisor. It knows nothing of replicas.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from launcher import exits, listener, log_files, processes
+from launcher.config import ClusterConfig
+from launcher.processes import Marks, ProcessId
+from launcher.restarts import History, RestartPolicy, next_start
+from launcher.router_client import RouterAway, RouterClient
+from launcher.spawn import spawn
+from launcher.state import StateFolder
+from router.errors import OperatorError
+
+log = logging.getLogger("launcher")
+
+LOG_NAME = "router"
+_ROLE = "router"
+_ANSWER_TIMEOUT_S = 15.0
+_TAKE_TRIES = 3
+_LOOK_S = 0.05
+_STOP_MARGIN_S = 5.0  # past its own drain bound
+_POLICY = RestartPolicy(max_s=30.0, reset_after_s=60.0)
+
+
+@dataclass(slots=True)
+class RouterView:
+    """What operators see of the router; written by its keeper alone."""
+
+    process: ProcessId | None = None
+    is_answering: bool = False
+    restarts: int = 0
+    failed_starts: int = 0
+    reason: str = ""
+    history: History = field(default_factory=History)
+
+
+class RouterKeeper:
+    """`open` first, then `run`; `stop` after `run` was cancelled."""
+
+    def __init__(
+        self,
+        folder: StateFolder,
+        config: ClusterConfig,
+        client: RouterClient,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.view = RouterView()
+        self.answering = asyncio.Event()  # set while the router answers its admin socket
+        self._folder = folder
+        self._config = config
+        self._client = client
+        self._changed = changed
+        self._children = exits.Children()
+        self._listener: socket.socket | None = None
+        self._drain_s = config.router.timeouts.drain_s
+
+    @property
+    def endpoint(self) -> str | None:
+        return listener.endpoint_of(self._listener) if self._listener else None
+
+    async def open(self) -> None:
+        """Have the listening socket and a router process on it; raises StartError.
+
+        Nothing that was not there before is left behind when it raises.
+        """
+        running = running_routers(self._folder)
+        taken = await self._take_listener() if running else None
+        host, port = self._config.router.host, self._config.router.port
+        if taken is not None and listener.is_at(taken, host, port):
+            self._listener = taken
+            await self._adopt_or_replace(running)
+            return
+        if taken is not None:  # the address changed: the old router ends with its old socket
+            taken.close()
+        else:
+            await self._end_all(running, grace_s=0.0)
+            running = []
+        self._listener = listener.bind(host, port)
+        try:
+            self._start()
+        except OperatorError:
+            self.close()
+            raise
+        self._ask_to_drain(running)
+
+    async def run(self) -> None:
+        """Keep a router on the socket; returns only by cancellation."""
+        while True:
+            ready_for_s, cause = await self._watch()
+            self.answering.clear()
+            self.view.is_answering = False
+            decision = next_start(_POLICY, self.view.history, ready_for_s, cause)
+            self.view.history = decision.history
+            self.view.failed_starts = decision.history.failed_starts
+            self.view.reason = decision.reason
+            log.warning("router: %s", decision.reason)
+            self._changed()
+            await asyncio.sleep(decision.delay_s or 0.0)
+            self.view.restarts += 1
+            try:
+                self._start()
+            except OperatorError as exc:
+                log.error("router: %s", exc)
+
+    async def stop(self, *, at_once: bool = False) -> None:
+        """End every router of this cluster: after its calls in flight, or at once."""
+        grace_s = 0.0 if at_once else self._drain_s + _STOP_MARGIN_S
+        await self._end_all(running_routers(self._folder), grace_s)
+        self.view.process = None
+        self.close()
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+    # ---- starting
+
+    async def _take_listener(self) -> socket.socket | None:
+        """A router that has just been started may need a moment before it answers."""
+        for _ in range(_TAKE_TRIES):
+            taken = await asyncio.to_thread(listener.take_from_router, self._folder.admin_socket)
+            if taken is not None:
+                return taken
+            await asyncio.sleep(0.3)
+        return None
+
+    async def _adopt_or_replace(self, running: list[processes.Found]) -> None:
+        wanted = fingerprint_of(self._config)
+        same = next((found for found in running if found.marks.fingerprint == wanted), None)
+        if same is not None:
+            self.view.process = same.process
+            log.info("router: adopted, pid %d, %s", same.process.pid, self.endpoint)
+            self._ask_to_drain([found for found in running if found is not same])
+            return
+        self._start()
+        # The old one serves on until the new one does.
+        await self._until_it_answers(time.monotonic() + _ANSWER_TIMEOUT_S)
+        self._ask_to_drain(running)
+
+    def _start(self) -> None:
+        assert self._listener is not None, "open() comes first"
+        self._folder.create()
+        log_path = self._folder.log(LOG_NAME)
+        log_files.rotate(log_path)
+        fd = self._listener.fileno()
+        argv = [sys.executable, "-m", "router", "--config", str(self._folder.config_copy)]
+        argv += ["--fd", str(fd), "--state-dir", str(self._folder.path)]
+        marks = Marks(self._folder.path, _ROLE, 0, "", fingerprint_of(self._config))
+        env = processes.without_marks(dict(os.environ)) | marks.as_env()
+        oom_kills_before = exits.oom_kills()
+        process = spawn(argv, env, log_path, pass_fds=[fd])
+        self._children.add(process, oom_kills_before)
+        self.view.process = process
+        log.info("router: started, pid %d, %s", process.pid, self.endpoint)
+
+    # ---- watching
+
+    async def _watch(self) -> tuple[float | None, str]:
+        """Until it ends: for how long it had answered, and why it ended."""
+        process = self.view.process
+        if process is None or not processes.is_running(process):
+            return None, self._why_it_ended(process)
+        if not await self._until_it_answers(time.monotonic() + _ANSWER_TIMEOUT_S):
+            if processes.is_running(process):
+                await self._end([process], grace_s=0.0)
+                return None, f"it did not answer within {_ANSWER_TIMEOUT_S:g} s and was killed"
+            return None, self._why_it_ended(process)
+        self.view.is_answering, self.view.reason, self.view.failed_starts = True, "", 0
+        self.answering.set()
+        self._changed()
+        since_s = time.monotonic()
+        await exits.wait_ended(process)
+        return time.monotonic() - since_s, self._why_it_ended(process)
+
+    async def _until_it_answers(self, deadline_s: float) -> bool:
+        process = self.view.process
+        while process and processes.is_running(process) and time.monotonic() < deadline_s:
+            try:
+                if (await self._client.state()).get("pid") == process.pid:
+                    return True
+            except RouterAway:
+                pass  # not listening yet
+            await asyncio.sleep(_LOOK_S)
+        return False
+
+    def _why_it_ended(self, process: ProcessId | None) -> str:
+        if process is None:
+            return "it could not be started"
+        lines = log_files.tail(self._folder.log(LOG_NAME), 20)
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        detail = self._children.exit_of(process).detail
+        return f"{detail} (last log line: {last[:200]})" if last else detail
+
+    # ---- stopping
+
+    def _ask_to_drain(self, running: list[processes.Found]) -> None:
+        for found in running:
+            log.info("router: pid %d drains", found.process.pid)
+            processes.send_signal(found.process, signal.SIGTERM)
+
+    async def _end_all(self, running: list[processes.Found], grace_s: float) -> None:
+        await self._end([found.process for found in running], grace_s)
+
+    async def _end(self, routers: list[ProcessId], grace_s: float) -> None:
+        if grace_s > 0:
+            exits.signal_all(routers, signal.SIGTERM)
+            async with asyncio.TaskGroup() as group:
+                for process in routers:
+                    group.create_task(exits.has_ended(process, grace_s))
+        for process in routers:
+            processes.send_signal(process, signal.SIGKILL)
+            await exits.has_ended(process, _STOP_MARGIN_S)
+            self._children.exit_of(process)
+
+
+def running_routers(folder: StateFolder) -> list[processes.Found]:
+    """Every router of this cluster, the newest first."""
+    found = [p for p in processes.marked(folder.path) if p.marks.role == _ROLE and p.is_leader]
+    return sorted(found, key=lambda router: router.process.start_ticks, reverse=True)
+
+
+def fingerprint_of(config: ClusterConfig) -> str:
+    """Changes when a running router would have to be replaced, and only then."""
+    text = f"{config.cluster}\n{config.router.model_dump_json()}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

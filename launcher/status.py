@@ -1,0 +1,233 @@
+"""What a cluster looks like right now: written by the supervisor, read by every other command.
+
+The record on disk says what the supervisor last saw. It is believed only as far as the processes it
+names still run: `read` checks each one, so a dead launcher's word is never passed on as the truth.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from launcher import processes
+from launcher.cluster import Cluster
+from launcher.instance import Phase
+from launcher.placement import replica_specs
+from launcher.processes import ProcessId
+from launcher.router_client import RouterAway, RouterClient, replica_states
+from launcher.router_process import running_routers
+
+RECORD = "status.json"
+_RUNNING = (Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
+_HEALTH_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaStatus:
+    """One replica. `ref` is the runtime's own name of its process; `*_at` are wall-clock."""
+
+    id: str
+    model: str
+    phase: Phase = Phase.STOPPED
+    url: str | None = None
+    restarts: int = 0
+    pid: int | None = None
+    ref: str = ""
+    generation: int = 0
+    failed_starts: int = 0
+    progress: str = ""
+    reason: str = ""
+    started_at: float | None = None
+    max_tokens: int | None = None
+    in_flight: int | None = None  # calls, from the router; None when it does not tell
+
+
+@dataclass(frozen=True, slots=True)
+class RouterStatus:
+    """The router; `phase` is starting, ready or stopped."""
+
+    phase: Phase = Phase.STOPPED
+    pid: int | None = None
+    restarts: int = 0
+    failed_starts: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterStatus:
+    """Everything; `launcher_pid` is None when no launcher runs."""
+
+    cluster: str
+    endpoint: str | None
+    replicas: tuple[ReplicaStatus, ...]
+    router: RouterStatus = RouterStatus()
+    launcher_pid: int | None = None
+    adopted: int = 0  # replicas that ran before this launcher came
+    is_stopping: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Every replica serves, and so does the router."""
+        served = all(replica.phase is Phase.READY for replica in self.replicas)
+        return served and self.router.phase is Phase.READY
+
+    @property
+    def runs(self) -> bool:
+        """Whether anything of this cluster runs."""
+        return (
+            self.launcher_pid is not None
+            or self.router.pid is not None
+            or any(replica.pid for replica in self.replicas)
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape that `launcher status --json` promises to scripts."""
+        return {
+            "cluster": self.cluster,
+            "endpoint": self.endpoint,
+            "replicas": [
+                {
+                    "id": replica.id,
+                    "phase": str(replica.phase),
+                    "url": replica.url,
+                    "restarts": replica.restarts,
+                    "pid": replica.pid,
+                    "model": replica.model,
+                    "progress": replica.progress,
+                    "reason": replica.reason,
+                }
+                for replica in self.replicas
+            ],
+            "router": {
+                "phase": str(self.router.phase),
+                "pid": self.router.pid,
+                "restarts": self.router.restarts,
+            },
+            "launcher": {"pid": self.launcher_pid},
+        }
+
+    def as_record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def recorded(cluster: Cluster) -> ClusterStatus | None:
+    """The supervisor's last word as it stands; None when there is none or it is unreadable."""
+    record = cluster.folder.read_record(RECORD) or {}
+    record.pop("version", None)
+    with suppress(KeyError, TypeError, ValueError):
+        replicas = (
+            ReplicaStatus(**{**fields, "phase": Phase(fields["phase"])})
+            for fields in record.pop("replicas")
+        )
+        router = record.pop("router")
+        router["phase"] = Phase(router["phase"])
+        return ClusterStatus(**record, replicas=tuple(replicas), router=RouterStatus(**router))
+    return None
+
+
+async def read(cluster: Cluster) -> ClusterStatus:
+    """The truth: the record, checked against what runs, and the router's own view on top."""
+    status = _with_config(recorded(cluster), cluster)
+    launcher = cluster.folder.holder()
+    routers = running_routers(cluster.folder)
+    replicas = await _checked(status.replicas, supervised=launcher is not None)
+    router = replace(status.router, pid=routers[0].process.pid if routers else None)
+    if not routers:
+        router = replace(router, phase=Phase.STOPPED)
+    status = replace(
+        status,
+        launcher_pid=launcher.pid if launcher else None,
+        replicas=replicas,
+        router=router,
+        is_stopping=status.is_stopping and launcher is not None,
+    )
+    return await _with_router_view(status, cluster) if routers else status
+
+
+def overlay(
+    replicas: Iterable[ReplicaStatus], router_state: dict[str, Any]
+) -> tuple[ReplicaStatus, ...]:
+    """A ready replica that the router no longer gives calls is draining."""
+    known = replica_states(router_state)
+    return tuple(_overlaid(replica, known.get(replica.id, {})) for replica in replicas)
+
+
+def _overlaid(replica: ReplicaStatus, seen: dict[str, Any]) -> ReplicaStatus:
+    drains = replica.phase is Phase.READY and seen.get("admin", "active") != "active"
+    phase = Phase.DRAINING if drains else replica.phase
+    return replace(replica, phase=phase, in_flight=seen.get("requests"))
+
+
+def _with_config(status: ClusterStatus | None, cluster: Cluster) -> ClusterStatus:
+    """Replicas the config has and the record has not are stopped: they never ran."""
+    config = cluster.config
+    endpoint = f"http://{config.router.host}:{config.router.port}" if config.router.port else None
+    status = status or ClusterStatus(config.cluster, endpoint, ())
+    known = {replica.id for replica in status.replicas}
+    missing = (
+        ReplicaStatus(spec.id, spec.model) for spec in replica_specs(config) if spec.id not in known
+    )
+    return replace(status, replicas=(*status.replicas, *missing))
+
+
+async def _checked(
+    replicas: tuple[ReplicaStatus, ...], *, supervised: bool
+) -> tuple[ReplicaStatus, ...]:
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_check(r, supervised=supervised)) for r in replicas]
+    return tuple(task.result() for task in tasks)
+
+
+async def _check(replica: ReplicaStatus, *, supervised: bool) -> ReplicaStatus:
+    alive = bool(replica.ref) and _runs(replica.ref)
+    # 1. It runs. Without a launcher nobody noted how it went on, so it is asked itself.
+    if alive:
+        if supervised or replica.url is None:
+            return replica
+        healthy = await _is_healthy(replica.url)
+        return replace(replica, phase=Phase.READY if healthy else Phase.LOADING, progress="")
+    # 2. It does not, and a launcher is about to see to it.
+    if supervised and replica.phase not in _RUNNING:
+        return replica
+    gone = replace(replica, pid=None, url=None, ref="", started_at=None, progress="")
+    if supervised:
+        return replace(gone, phase=Phase.PENDING, reason="it has just ended")
+    # 3. It does not, and nobody will start it.
+    ended = replica.phase is not Phase.FAILED
+    return replace(gone, phase=Phase.STOPPED, reason="" if ended else replica.reason)
+
+
+async def _with_router_view(status: ClusterStatus, cluster: Cluster) -> ClusterStatus:
+    try:
+        async with RouterClient(cluster.folder.admin_socket) as client:
+            state = await client.state()
+    except RouterAway:
+        return replace(status, router=replace(status.router, phase=Phase.STARTING))
+    replicas = overlay(status.replicas, state)
+    return replace(status, replicas=replicas, router=replace(status.router, phase=Phase.READY))
+
+
+def _runs(ref: str) -> bool:
+    with suppress(ValueError):
+        return processes.is_running(ProcessId.parse(ref))
+    return False
+
+
+async def _is_healthy(url: str) -> bool:
+    import aiohttp
+
+    timeout = aiohttp.ClientTimeout(total=_HEALTH_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{url}/health") as reply,
+        ):
+            return reply.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
+def uptime_s(replica: ReplicaStatus) -> float | None:
+    return None if replica.started_at is None else max(0.0, time.time() - replica.started_at)

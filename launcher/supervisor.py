@@ -1,0 +1,315 @@
+"""The launcher's heart: observe what runs, plan, act, and keep the router told.
+
+It runs while it holds the cluster's lock. Each replica has a keeper and so has the router; this
+file starts them, publishes what they report (status record, replica list for the router) and takes
+everything down in the right order: the router first, as it finishes calls that replicas still
+serve. A supervisor that dies changes nothing for clients; the next one adopts what runs.
+"""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+
+from launcher import log_files, status
+from launcher.cluster import Cluster
+from launcher.engines import ENGINES
+from launcher.instance import Instance, Phase
+from launcher.keeper import ReplicaKeeper, Surroundings
+from launcher.placement import ReplicaSpec, replica_specs
+from launcher.plan import Plan, make_plan
+from launcher.restarts import RestartPolicy
+from launcher.router_client import PushRefused, RouterAway, RouterClient
+from launcher.router_process import LOG_NAME, RouterKeeper
+from launcher.runtimes import RUNTIMES, Handle, Runtime
+from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
+from router.errors import OperatorError, StateError, StopError
+
+log = logging.getLogger("launcher")
+
+BEAT_S = 2.0  # the full list goes to the router at least this often
+MAX_LOADING_ON_GPU = 2  # more at once exhaust the host's memory and thrash its page cache
+_LOG_BOUND_EVERY = 30  # beats
+_STOP_MARGIN_S = 30.0
+
+
+class Supervisor:
+    """Runs one cluster until it is asked to stop. The caller holds the cluster's lock."""
+
+    def __init__(
+        self, cluster: Cluster, on_change: Callable[[ClusterStatus], None] = lambda _: None
+    ) -> None:
+        self._cluster = cluster
+        self._on_change = on_change
+        self._keepers: list[ReplicaKeeper] = []
+        self._runtime = make_runtime(cluster)
+        self._client = RouterClient(cluster.folder.admin_socket)
+        self._router = RouterKeeper(cluster.folder, cluster.config, self._client, self._changed)
+        self._stop = asyncio.Event()
+        self._stop_at_once = asyncio.Event()
+        self._news = asyncio.Event()
+        self._router_state: dict[str, Any] = {}
+        self._published: ClusterStatus | None = None
+        self._adopted = 0
+        self._epoch = 0
+        self._push_trouble = ""
+
+    def request_stop(self) -> None:
+        """Asked once: stop gracefully. Asked again: at once."""
+        if self._stop.is_set():
+            self._stop_at_once.set()
+        self._stop.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop.is_set()
+
+    async def run(self) -> None:
+        """Until `request_stop`; nothing of the cluster runs when it returns.
+
+        Raises StartError when the endpoint cannot be opened; what ran before runs on then.
+        """
+        # Replicas answer one call per look; a pooled connection would outlive them.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        async with self._client, aiohttp.ClientSession(connector=connector) as session:
+            specs = replica_specs(self._cluster.config)
+            plan = make_plan(specs, await self._runtime.owned())
+            self._keep_config()
+            await self._router.open()
+            self._keepers = self._make_keepers(specs, session)
+            self._restore(plan)
+            # A bug that ends the keeping takes nothing down: clients are served, and the next
+            # launcher adopts it all.
+            await self._keep_all(plan)
+            await self._take_down()
+
+    # ---- acting
+
+    def _keep_config(self) -> None:
+        try:
+            text = self._cluster.path.read_text(encoding="utf-8")
+        except OSError as exc:
+            raise StateError(f"{self._cluster.path}: cannot read it again: {exc.strerror}") from exc
+        self._cluster.folder.write_text(self._cluster.folder.config_copy.name, text)
+
+    def _make_keepers(
+        self, specs: list[ReplicaSpec], session: aiohttp.ClientSession
+    ) -> list[ReplicaKeeper]:
+        runtime = self._cluster.config.runtime
+        on_gpu = asyncio.Semaphore(MAX_LOADING_ON_GPU)
+        elsewhere = asyncio.Semaphore(max(1, len(specs)))
+        policy = RestartPolicy(**runtime.restart.model_dump())
+        keepers = []
+        for spec in specs:
+            engine = ENGINES[spec.engine_name]
+            slots = on_gpu if engine.uses_gpu else elsewhere
+            around = Surroundings(
+                self._runtime, session, slots, policy, runtime.stop_grace_s, self._changed
+            )
+            keepers.append(ReplicaKeeper(spec, engine, around))
+        return keepers
+
+    def _restore(self, plan: Plan) -> None:
+        """What the last launcher knew of the replicas that run on."""
+        before = status.recorded(self._cluster)
+        known = {replica.ref: replica for replica in before.replicas} if before else {}
+        running = {spec.id: handle for spec, handle in (*plan.adopt, *plan.replace)}
+        self._adopted = len(running)
+        for keeper in self._keepers:
+            handle = running.get(keeper.spec.id)
+            if handle and (replica := known.get(handle.ref)):
+                keeper.instance.restarts = replica.restarts
+                keeper.instance.started_at = replica.started_at
+                keeper.instance.max_tokens = replica.max_tokens
+
+    async def _keep_all(self, plan: Plan) -> None:
+        adopt = {spec.id: handle for spec, handle in plan.adopt}
+        outdated = {spec.id: handle for spec, handle in plan.replace}
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._router.run()), group.create_task(self._tell())]
+            tasks += [group.create_task(self._stop_stray(stray)) for stray in plan.strays]
+            for keeper in self._keepers:
+                name = keeper.spec.id
+                run = keeper.run(adopted=adopt.get(name), outdated=outdated.get(name))
+                tasks.append(group.create_task(run))
+            await self._stop.wait()
+            for task in tasks:
+                task.cancel()
+
+    async def _stop_stray(self, stray: Handle) -> None:
+        log.info("%s generation=%d: not wanted, stopped", stray.replica_id, stray.generation)
+        try:
+            await self._runtime.stop(stray, self._cluster.config.runtime.stop_grace_s)
+        except OperatorError as exc:
+            log.error("%s", exc)
+
+    # ---- telling
+
+    def _changed(self) -> None:
+        self._publish()
+        self._news.set()
+
+    async def _tell(self) -> None:
+        """Push at every change and every beat; the router may be away at any time."""
+        beat = 0
+        while True:
+            self._news.clear()
+            await self._push()
+            self._publish()
+            beat += 1
+            if beat % _LOG_BOUND_EVERY == 0:
+                await asyncio.to_thread(log_files.bound, self._logs())
+            try:
+                # While no router answers, its coming is the news to wait for.
+                answering = self._router.answering.is_set()
+                async with asyncio.timeout(BEAT_S if answering else 0.2):
+                    await self._news.wait()
+            except TimeoutError:
+                continue
+
+    async def _push(self) -> None:
+        self._epoch = max(self._epoch + 1, time.time_ns())
+        replicas = [_as_pushed(keeper.instance, keeper.spec) for keeper in self._keepers]
+        trouble = ""
+        try:
+            await self._client.push(self._cluster.config.cluster, self._epoch, replicas)
+            self._router_state = await self._client.state()
+        except PushRefused as exc:
+            trouble = f"it refused the replica list: {exc}"
+            await self._catch_up_epoch()
+        except RouterAway as exc:
+            trouble = str(exc) if self._router.answering.is_set() else ""
+        if trouble and trouble != self._push_trouble:
+            log.warning("router: %s", trouble)
+        self._push_trouble = trouble
+
+    async def _catch_up_epoch(self) -> None:
+        """The clock was set back since the last launcher: go on from the router's epoch."""
+        try:
+            self._epoch = max(self._epoch, int((await self._client.state()).get("epoch", 0)))
+        except (RouterAway, ValueError):
+            return
+
+    def _publish(self) -> None:
+        current = self.snapshot()
+        if current == self._published:
+            return
+        self._published = current
+        self._on_change(current)
+        try:
+            self._cluster.folder.write_record(status.RECORD, current.as_record())
+        except StateError as exc:  # a full disk must not end what serves
+            log.error("%s", exc)
+
+    def snapshot(self) -> ClusterStatus:
+        view = self._router.view
+        phase = Phase.READY if view.is_answering else Phase.STARTING
+        router = RouterStatus(
+            phase if view.process else Phase.STOPPED,
+            view.process.pid if view.process else None,
+            view.restarts,
+            view.failed_starts,
+            view.reason,
+        )
+        replicas = (_as_status(keeper.instance) for keeper in self._keepers)
+        return ClusterStatus(
+            self._cluster.config.cluster,
+            self._router.endpoint,
+            status.overlay(replicas, self._router_state),
+            router,
+            os.getpid(),
+            self._adopted,
+            self.is_stopping,
+        )
+
+    def _logs(self) -> list[Any]:
+        names = [keeper.spec.id for keeper in self._keepers]
+        return [self._cluster.folder.log(name) for name in (*names, LOG_NAME, "launcher")]
+
+    # ---- taking down
+
+    async def _take_down(self) -> None:
+        """Gracefully, unless asked again meanwhile; then whatever is left is killed."""
+        self._publish()
+        async with asyncio.TaskGroup() as group:
+            graceful = group.create_task(self._stop_all())
+            hurry = group.create_task(self._hurry(graceful))
+            await asyncio.wait([graceful])
+            hurry.cancel()
+        await take_down_rest(self._cluster, self._runtime, self._router)
+        self._router_state = {}
+        self._publish()
+
+    async def _hurry(self, graceful: "asyncio.Task[None]") -> None:
+        await self._stop_at_once.wait()
+        log.warning("asked again: killing what is left")
+        graceful.cancel()
+
+    async def _stop_all(self) -> None:
+        await self._router.stop()
+        grace_s = self._cluster.config.runtime.stop_grace_s
+        async with asyncio.TaskGroup() as group:
+            for keeper in self._keepers:
+                group.create_task(self._stop_one(keeper, grace_s))
+
+    async def _stop_one(self, keeper: ReplicaKeeper, grace_s: float) -> None:
+        try:
+            await keeper.stop(grace_s)
+        except OperatorError as exc:
+            log.error("%s", exc)
+
+
+async def take_down_rest(cluster: Cluster, runtime: Runtime, router: RouterKeeper) -> None:
+    """End, by force, everything of the cluster that still runs; raises StopError."""
+    await router.stop(at_once=True)
+    handles = await runtime.owned()
+    ends = await asyncio.gather(*(runtime.stop(h, 0.0) for h in handles), return_exceptions=True)
+    failed = [end for end in ends if isinstance(end, BaseException)]
+    if failed:
+        raise StopError("\n".join(map(str, failed))) from failed[0]
+
+
+def make_runtime(cluster: Cluster) -> Runtime:
+    """The runtime the config names, which knows the engines' commands."""
+    runtime = cluster.config.runtime
+    return RUNTIMES[runtime.name](
+        cluster.folder,
+        lambda spec, port, host: ENGINES[spec.engine_name].command(spec, port, host),
+        runtime.host,
+        runtime.first_port,
+    )
+
+
+def _as_pushed(instance: Instance, spec: ReplicaSpec) -> dict[str, Any]:
+    return {
+        "id": instance.replica_id,
+        "generation": instance.generation,
+        "url": instance.url,
+        "model": instance.model,
+        "dialect": instance.dialect,
+        "phase": str(instance.phase),
+        "max_requests": spec.max_requests,
+        "max_tokens": instance.max_tokens,
+    }
+
+
+def _as_status(instance: Instance) -> ReplicaStatus:
+    return ReplicaStatus(
+        id=instance.replica_id,
+        model=instance.model,
+        phase=instance.phase,
+        url=instance.url,
+        restarts=instance.restarts,
+        pid=instance.pid,
+        ref=instance.handle.ref if instance.handle else "",
+        generation=instance.generation,
+        failed_starts=instance.history.failed_starts,
+        progress=instance.progress,
+        reason=instance.reason,
+        started_at=instance.started_at if instance.handle else None,
+        max_tokens=instance.max_tokens,
+    )
