@@ -202,7 +202,7 @@ class ChunkingScheduler:
         self._queue: deque[Entry] = deque()
         self._batch: dict[Entry, None] = {}
         self._held_blocks = 0
-        self._has_just_admitted = False
+        self._has_just_joined = False
 
     @property
     def waiting(self) -> int:
@@ -232,9 +232,10 @@ class ChunkingScheduler:
         budget = self._limits.max_batch_prefill_tokens - decoding
         continued = self._continue_prefills(budget, emits)
         admitted, started = 0, 0
-        if not self._has_just_admitted or not self._batch:
+        if not self._has_just_joined or not self._batch:
             admitted, started = self._admit(budget - continued, emits)
-        self._has_just_admitted = admitted > 0
+        # As in TGI, a step that joins newcomers to a running batch is followed by an ordinary one.
+        self._has_just_joined = admitted > 0 and was_running
         if not self._batch:
             return None
         reason = "chunking" if admitted and was_running else None

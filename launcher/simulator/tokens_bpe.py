@@ -2,7 +2,7 @@
 
 Theory: tokens are byte strings. The model writes some words in two halves that the tokeniser would
 merge, so ``prompt + part of the answer`` can have fewer tokens than were generated, and since the
-next token depends on the last three token ids, it can continue differently. Characters beyond
+next token depends on the last few token ids, it can continue differently. Characters beyond
 ASCII are written byte by byte: a token has empty text until its character is complete. A BOS token
 is prepended and counted. Special tokens have a text but are no part of the generated text.
 """
@@ -10,6 +10,8 @@ is prepended and counted. Special tokens have a text but are no part of the gene
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from dataclasses import dataclass
 
 from launcher.simulator.tokens import (
@@ -36,6 +38,9 @@ _MERGED = ("é", "—", "漢")
 
 _WORD = re.compile(r" ?\w+|[^\w\s]|\s")
 _LONGEST_BYTES = 16
+#: Token ids that decide the next token.
+_WINDOW = 8
+_PACKED = struct.Struct(f"<{_WINDOW}H")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +103,21 @@ _NEXT_BYTES = _next_bytes()
 
 
 class BpeCursor:
-    """Remembers the last three token ids and the bytes of an unfinished character."""
+    """Remembers the newest token ids and the bytes of an unfinished character."""
 
     __slots__ = ("_eos_rate", "_ids", "_pending", "_picked", "_salt")
 
     def __init__(self, ids: list[int], seed: int | None, eos_rate: float) -> None:
-        padded = [0, 0, BOS_ID, *ids[-3:]]
-        self._ids = (padded[-3], padded[-2], padded[-1])
+        self._ids = tuple([BOS_ID] * _WINDOW + ids)[-_WINDOW:]
         self._pending = b""
         self._salt = salt_of(seed)
         self._eos_rate = eos_rate
         self._picked = EOS
 
     def advance(self) -> Token:
-        first, second, last = self._ids
-        draw = scramble(first * 0x1F123BB5 + second * 0x05491333 + last, self._salt)
-        self._picked = self._token(self._pick(draw, last), draw)
-        self._ids = (second, last, self._picked.id)
+        draw = scramble(zlib.crc32(_PACKED.pack(*self._ids)), self._salt)
+        self._picked = self._token(self._pick(draw, self._ids[-1]), draw)
+        self._ids = (*self._ids[1:], self._picked.id)
         return self._picked
 
     def _pick(self, draw: int, last: int) -> int:
@@ -188,7 +191,7 @@ class BpeModel:
         return text[pieces[-room].start :] if 0 < room < len(pieces) else text if room else ""
 
     def cursor(self, text: str, seed: int | None) -> Cursor:
-        ids = [number for word in _WORD.findall(text[-64:]) for number in _split(word)]
+        ids = [number for word in _WORD.findall(text[-256:]) for number in _split(word)]
         return BpeCursor(ids, seed, self._eos_rate)
 
 
