@@ -67,6 +67,18 @@ class UnknownRoute(RouterError):
     status, error_type = 404, "not_found"
 
 
+class UnsupportedMediaType(RouterError):
+    """The body is not declared as JSON."""
+
+    status, error_type = 415, "validation"
+
+
+class MethodNotAllowed(RouterError):
+    """The path exists, the method on it does not."""
+
+    status, error_type = 405, "method_not_allowed"
+
+
 class Unauthorized(RouterError):
     """The key is missing or wrong."""
 
@@ -122,9 +134,30 @@ class UpstreamTimeout(RouterError):
 
 
 class UpstreamBroken(RouterError):
-    """The connection was lost, or what came over it is not a whole reply."""
+    """What came over the connection is not a whole reply."""
 
-    status, error_type, retry, hurts_health = 502, "incomplete_generation", Retry.SAFE, True
+    status, error_type, retry, hurts_health = 502, "incomplete_generation", Retry.BUDGET, True
+
+
+class ReplicaLost(UpstreamBroken):
+    """The connection was lost inside the reply, or before it: the replica died."""
+
+    retry = Retry.SAFE
+
+
+class UpstreamRefusal(RouterError):
+    """The replica refused the call for what it asks (4xx); told as it said it."""
+
+    def __init__(self, message: str, *, status: int, error_type: str) -> None:
+        super().__init__(message)
+        self.status = status  # type: ignore[misc]  # the replica's own status, as sent
+        self.error_type = error_type  # type: ignore[misc]
+
+
+class CallTimeout(RouterError):
+    """The call's own deadline passed while a replica worked on it; nobody is to blame."""
+
+    status = 504
 
 
 class UpstreamFault(RouterError):

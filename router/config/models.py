@@ -32,7 +32,9 @@ def _types_in(annotation: Any) -> set[Any]:
 class StrictModel(BaseModel):
     """Refuses keys it does not know and values that would have to be guessed at."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=False, validate_default=True, allow_inf_nan=False
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -99,7 +101,10 @@ class TimeoutConfig(StrictModel):
         description="To the first event of an attempt; off unless set, as prefill can be slow.",
     )
     between_events_s: Seconds = Field(60.0, description="Silence inside a stream.")
-    body_s: Seconds = Field(30.0, description="Receiving a client's head, and then its body.")
+    body_s: Seconds = Field(30.0, description="Receiving a client's whole body.")
+    idle_s: Seconds = Field(
+        75.0, description="Silence on a client's connection between calls, or before a whole head."
+    )
     stream_open_after_s: Seconds = Field(
         10.0, description="Silence after which a waiting stream gets its head and comments."
     )
@@ -133,6 +138,26 @@ class RetryConfig(StrictModel):
     )
 
 
+class AdminConfig(StrictModel):
+    """The admin API: on a unix socket in the state folder, and on a loopback port if wanted."""
+
+    port: int | None = Field(
+        None, ge=0, le=65_535, description="Loopback port; off by default. 0 takes a free one."
+    )
+    token: str | None = Field(
+        None,
+        min_length=16,
+        repr=False,
+        description="Bearer token for the port, at least 16 characters. Write ${NAME}.",
+    )
+
+    @model_validator(mode="after")
+    def port_needs_token(self) -> "AdminConfig":
+        if self.port is not None and self.token is None:
+            raise ValueError("a token beside the port, as anybody on the machine can reach it")
+        return self
+
+
 class RouterConfig(StrictModel):
     """The endpoint: where it listens, how it chooses, what it refuses."""
 
@@ -143,6 +168,7 @@ class RouterConfig(StrictModel):
     timeouts: TimeoutConfig = TimeoutConfig()
     health: HealthConfig = HealthConfig()
     retries: RetryConfig = RetryConfig()
+    admin: AdminConfig = AdminConfig()
     max_body_bytes: int = Field(
         32 * 1024**2, ge=1024, description="Largest request body, in bytes; larger ones get 413."
     )

@@ -1,0 +1,172 @@
+"""Builds each object once, starts them, and takes them down again in order.
+
+Stopping (SIGTERM): no new connections, the calls in flight are finished, then idle connections are
+closed. Retiring (another router has the same listener): the same, but idle connections are left to
+their clients until the drain bound, so that no call sent on one of them is lost.
+"""
+
+import asyncio
+import contextlib
+import gc
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from router.admin import AdminApi
+from router.config import RouterConfig
+from router.errors import ShuttingDown
+from router.event_log import EventLog
+from router.fleet import Fleet, ReplicaList
+from router.handlers import Handlers, make_server
+from router.health import State
+from router.metrics import Metrics
+from router.pages import Pages
+from router.pool import Pool
+from router.prober import Prober
+from router.proxy import Proxy
+from router.replica import Replica
+from router.tasks import Tasks
+from router.upstream import Upstream
+
+BACKLOG = 4096
+POLL_S = 0.02
+LAST_WORDS_S = 1.0
+"""For error replies to go out once the drain bound has passed."""
+
+
+class App:
+    """One router on one listening socket."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        listener: socket.socket,
+        *,
+        state_dir: Path | None = None,
+        log: EventLog | None = None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        clock = loop.time
+        self.config = config
+        self.listener = listener
+        self.tasks = Tasks()
+        self.log = log or EventLog(calls=config.log_calls)
+        self.metrics = Metrics(lambda: self.fleet)
+        self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
+        self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
+        self.prober = Prober(self.upstream, config.health, self.tasks, clock)
+        self.proxy = Proxy(
+            self.upstream, config.timeouts, config.retries, self.metrics, self.log, clock
+        )
+        pages = Pages(self.fleet, self.metrics, clock)
+        self.handlers = Handlers(config, self.fleet, self.proxy, pages, self.metrics, clock)
+        self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
+        self._state_dir = state_dir
+        self._server: asyncio.Server | None = None
+        self._edge = make_server(self.handlers, config)
+        self._stopping = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._is_retiring = False
+        self.fleet.joined = self._joined
+        self.fleet.left = self._left
+
+    async def start(self, replicas: ReplicaList | None = None) -> None:
+        """Serves from here on. Raises StartError."""
+        if replicas is not None:
+            self.fleet.apply(replicas)
+        else:
+            self.fleet.restore()
+        if self._state_dir is not None:
+            await self.admin.listen_unix(self._state_dir)
+        admin = self.config.admin
+        if admin.port is not None and admin.token is not None:
+            port = await self.admin.listen_tcp(admin.port, admin.token)
+            self.log.event("admin", endpoint=f"http://127.0.0.1:{port}")
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._edge, sock=self.listener, backlog=BACKLOG)
+        gc.collect()
+        gc.freeze()  # what exists now lives as long as the router: do not look at it again
+
+    def stop(self) -> None:
+        """Finish the calls in flight and end; a second time: end at once."""
+        if self._stopping.is_set():
+            self._at_once.set()
+        self._stopping.set()
+
+    def retire(self) -> None:
+        self._is_retiring = True
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Serves until told to stop, then drains and closes."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        await self._stopping.wait()
+        await self.drain()
+        await self.close()
+
+    async def drain(self) -> None:
+        """Within `drain_s`: no new connections, every call in flight finished."""
+        self.handlers.is_draining = True
+        self.log.event("drain", calls=self.handlers.calls_running, retiring=self._is_retiring)
+        if self._server is not None:
+            self._server.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.timeouts.drain_s):
+                await self._until(lambda: not self.handlers.calls_running)
+                if self._is_retiring:
+                    await self._until(lambda: not self._edge.connections)
+        if self.handlers.calls_running:
+            await self._end_calls()
+
+    async def _end_calls(self) -> None:
+        """What is still in flight is told so; nothing is cut in silence."""
+        error = ShuttingDown("the router shuts down", retry_after_s=5)
+        for dispatcher in self.fleet:
+            dispatcher.fail_waiting(error)
+        self.upstream.fail_all(error)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                await self._until(lambda: not self.handlers.calls_running)
+
+    async def _until(self, is_done: Callable[[], bool]) -> None:
+        """Looks every 20 ms: what is waited for here has several owners, and only while it ends."""
+        while not is_done() and not self._at_once.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._at_once.wait()
+
+    async def close(self) -> None:
+        """Ends everything; safe to call after a start that failed half-way."""
+        if self._server is not None:
+            self._server.close()
+        await self._edge.shutdown(0.1)
+        await self.tasks.close()
+        self.upstream.close()
+        self.handlers.close()
+        await self.admin.close()
+        self.log.close()
+
+    # ---- membership and health ----
+
+    def _joined(self, pool: Pool, replica: Replica) -> None:
+        self.prober.watch(pool, replica)
+
+    def _left(self, replica: Replica) -> None:
+        self.prober.forget(replica)
+        self.upstream.forget(replica)
+
+    def _on_state_change(self, replica: Replica, before: State, after: State, reason: str) -> None:
+        self.log.event(
+            "health",
+            replica=replica.id,
+            generation=replica.generation,
+            before=before.value,
+            after=after.value,
+            reason=reason,
+        )
+        if after is State.EJECTED:
+            self.metrics.ejected(replica)
+        self.prober.hurry(replica)

@@ -1,0 +1,54 @@
+"""What a client asks for, and what it will cost an engine.
+
+`Ask` is read from the body by an api; a pool's dialect turns it into a `Cost`; a `Call` carries the
+ask and its body through queue and attempts, unchanged.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+NewTokens = int | Literal["absent", "rest"]
+"""max_new_tokens as written: a number, not given, or an explicit null (all that is left)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The part of a request body that routing depends on."""
+
+    model: str | None = None
+    stream: bool = False
+    sequences: int = 1
+    """Generations it starts: best_of, or the number of prompts. Each takes one permit."""
+    input_chars: int = 0
+    """Characters over all prompts; images not counted."""
+    images: int = 0
+    new_tokens: NewTokens = "absent"
+    truncate_tokens: int | None = None
+    affinity: str = ""
+    """The start of the prompt: calls that share it profit from the same prefix cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an engine will hold for a call, and what we expect it to produce."""
+
+    requests: int
+    input_tokens: int
+    reserve_tokens: int
+    expected_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The client's wish. `*_s` are monotonic seconds."""
+
+    id: str
+    route: str
+    """The path as routed: the metric label and the path asked of the replica."""
+    ask: Ask
+    body: bytes
+    headers: tuple[tuple[str, str], ...]
+    """Header fields passed on to the replica."""
+    arrived_s: float
+    queue_deadline_s: float
+    deadline_s: float

@@ -1,0 +1,228 @@
+"""Hugging Face text-generation-inference, 1.4 to 3.3.
+
+What differs between versions is decided by `/info`'s version: how many tokens a call reserves and
+which limits are told. TGI reports inference errors on streams as HTTP 200 with an error event, and
+overload without a status; so a stream's first event is inspected before it is relayed.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from router import sse
+from router.call import Ask, Cost
+from router.dialects.base import Ending, EngineInfo
+from router.errors import (
+    RouterError,
+    UpstreamBroken,
+    UpstreamFault,
+    UpstreamRefusal,
+    UpstreamShed,
+)
+from router.estimates import Estimates
+from router.lease import Report
+from router.room import DEFAULT_PERMITS, Capacity
+
+SLICED = (3, 1, 1)
+"""From this version a long answer is reserved and run in slices of SLICE_TOKENS."""
+SLICE_TOKENS = 1024
+DEFAULT_NEW_TOKENS = 100
+"""max_new_tokens when absent, below 3.0."""
+IMAGE_TOKENS = 1500
+"""What an image is counted as: never the length of its base64."""
+QUEUE_SIZE = re.compile(rb"^tgi_queue_size (\S+)", re.MULTILINE)
+FAULTS = {"generation", "incomplete_generation", "incomplete_generation_stream"}
+PASSED_ON = range(400, 424)
+"""The client's own fault, or a matter between it and the engine."""
+
+
+class TgiDialect:
+    name = "tgi"
+    health_path = "/health"
+    info_path = "/info"
+    metrics_path = "/metrics"
+
+    def info(self, body: bytes) -> EngineInfo:
+        told = orjson.loads(body)
+        if not isinstance(told, dict) or "max_total_tokens" not in told:
+            raise ValueError("no max_total_tokens in /info")
+        return EngineInfo(
+            version=_version(told.get("version")),
+            capacity=Capacity(
+                requests=_count(told, "max_concurrent_requests") or DEFAULT_PERMITS,
+                tokens=_count(told, "max_batch_total_tokens"),
+                batch=_count(told, "max_batch_size"),
+            ),
+            model_id=told.get("model_id"),
+            max_input_tokens=_count(told, "max_input_tokens") or _count(told, "max_input_length"),
+            max_total_tokens=_count(told, "max_total_tokens"),
+            told=told,
+        )
+
+    def engine_queue(self, metrics: bytes) -> int | None:
+        found = QUEUE_SIZE.search(metrics)
+        try:
+            return int(float(found[1])) if found else None
+        except ValueError:
+            return None
+
+    def cost(self, ask: Ask, info: EngineInfo, estimates: Estimates) -> Cost:
+        input_tokens = estimates.input_tokens(ask.input_chars) + IMAGE_TOKENS * ask.images
+        if ask.truncate_tokens:
+            input_tokens = min(input_tokens, ask.truncate_tokens)
+        each = max(1, input_tokens // ask.sequences) if ask.input_chars else 1
+        new = self._new_tokens(ask, info, each)
+        reserved = min(new, SLICE_TOKENS) if info.version >= SLICED else new
+        if info.max_total_tokens:
+            reserved = max(1, min(reserved, info.max_total_tokens - each))
+        expected = max(1, round(min(new, 65_536) * estimates.output_share))
+        return Cost(
+            requests=ask.sequences,
+            input_tokens=input_tokens,
+            reserve_tokens=ask.sequences * (each + reserved),
+            expected_tokens=ask.sequences * expected,
+        )
+
+    def _new_tokens(self, ask: Ask, info: EngineInfo, input_tokens: int) -> int:
+        if isinstance(ask.new_tokens, int):
+            return ask.new_tokens
+        if ask.new_tokens == "absent" and info.version < (3,):
+            return DEFAULT_NEW_TOKENS
+        rest = (info.max_total_tokens or 2 * SLICE_TOKENS) - input_tokens
+        return max(1, rest)
+
+    def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> RouterError | None:
+        """
+        1. 429 and 503: full; ask elsewhere;
+        2. 424 and every 5xx: it failed, or the call made it fail;
+        3. other 4xx: the client's to see, as sent;
+        4. a success whose JSON is cut short: broken.
+        """
+        if status in (429, 503):
+            return UpstreamShed("every replica answers that it is overloaded")
+        if status == 424 or status >= 500:
+            message, error_type = _error_of(body)
+            return UpstreamFault(message, status=status, error_type=error_type)
+        if status in PASSED_ON:
+            return None
+        if status != 200 or not _looks_whole(headers, body):
+            return UpstreamBroken(f"the replica answered {status} with a body that is no JSON")
+        return None
+
+    def refused(self, status: int, body: bytes) -> RouterError:
+        message, error_type = _error_of(body)
+        return UpstreamRefusal(message, status=status, error_type=error_type)
+
+    def first_event(self, event: bytes) -> RouterError | None:
+        if b'"error"' not in event:
+            return None
+        error = _parsed(sse.payload(event)).get("error")
+        if error is None:
+            return None
+        message, error_type = _error_of(sse.payload(event))
+        if error_type == "overloaded" or "overloaded" in message:
+            return UpstreamShed("every replica answers that it is overloaded")
+        if error_type in FAULTS or message.startswith("Request failed during generation"):
+            return UpstreamFault(message, status=424, error_type=error_type)
+        return None
+
+    def report(self, headers: Mapping[str, str]) -> Report:
+        queue_ms = _whole(headers.get("x-queue-time"))
+        per_token_ms = _whole(headers.get("x-time-per-token"))
+        return Report(
+            prompt_tokens=_whole(headers.get("x-prompt-tokens")),
+            generated_tokens=_whole(headers.get("x-generated-tokens")),
+            engine_wait_s=queue_ms / 1000 if queue_ms is not None else None,
+            between_tokens_s=per_token_ms / 1000 if per_token_ms is not None else None,
+        )
+
+    def ending(self, path: str, last_events: bytes) -> Ending:
+        last = [sse.payload(event) for event in sse.events(last_events)[-3:]]
+        return _openai_ending(last) if path.startswith("/v1/") else _tgi_ending(last)
+
+
+def _tgi_ending(last: list[bytes]) -> Ending:
+    """The last event carries `generated_text`; details only if they were asked for."""
+    event = _parsed(last[-1]) if last else {}
+    if event.get("error") is not None:
+        return Ending(is_whole=True, error=_as_fault(last[-1]))
+    if event.get("generated_text") is None:
+        return Ending(is_whole=False)
+    details = event.get("details") or {}
+    return Ending(
+        is_whole=True,
+        prompt_tokens=_count(details, "input_length"),
+        generated_tokens=_count(details, "generated_tokens") or _count(event, "index"),
+    )
+
+
+def _openai_ending(last: list[bytes]) -> Ending:
+    """Whole with [DONE] (from 2.2.0), a finish reason, or the usage chunk after it."""
+    is_whole = False
+    usage: Mapping[str, Any] = {}
+    for data in last:
+        if data == b"[DONE]":
+            is_whole = True
+            continue
+        chunk = _parsed(data)
+        if chunk.get("error") is not None:
+            return Ending(is_whole=True, error=_as_fault(data))
+        usage = chunk.get("usage") or usage
+        choices = chunk.get("choices") or []
+        is_whole = is_whole or bool(usage) or any(c.get("finish_reason") for c in choices)
+    return Ending(
+        is_whole=is_whole,
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        generated_tokens=_count(usage, "completion_tokens"),
+    )
+
+
+def _as_fault(body: bytes) -> RouterError:
+    message, error_type = _error_of(body)
+    return UpstreamFault(message, error_type=error_type)
+
+
+def _error_of(body: bytes) -> tuple[str, str]:
+    """Message and type of an error body, TGI's shape or OpenAI's; anything else is shown cut."""
+    error = _parsed(body)
+    found = error.get("error")
+    if isinstance(found, dict):
+        return str(found.get("message", "")), str(found.get("type") or "generation")
+    if isinstance(found, str):
+        return found, str(error.get("error_type") or "generation")
+    text = body[:200].decode("utf-8", "replace").strip()
+    return f"the replica failed: {text}" if text else "the replica failed", "generation"
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _looks_whole(headers: Mapping[str, str], body: bytes) -> bool:
+    """First and last byte of a JSON document; other content types are not judged."""
+    if "json" not in headers.get("content-type", ""):
+        return True
+    text = body.strip()
+    return text[:1] + text[-1:] in (b"{}", b"[]")
+
+
+def _version(text: object) -> tuple[int, ...]:
+    """(3, 3, 5) of "3.3.5-dev0"; (0,) when there is none."""
+    numbers = re.findall(r"\d+", str(text or "").split("-")[0])
+    return tuple(map(int, numbers[:3])) or (0,)
+
+
+def _count(values: Mapping[str, Any], key: str) -> int | None:
+    value = values.get(key)
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return value if is_count else None
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None

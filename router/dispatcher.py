@@ -1,0 +1,305 @@
+"""Who gets which replica, and when. The only place where a lease is made or ended.
+
+Late binding: a call that finds no room waits in the queue and belongs to no replica; each time
+room appears (`release`, a health change, a new replica) `pump` gives it to the waiting calls in
+order. One dispatcher per pool, one event loop, no locks: between a check and the change it guards
+there is no await.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from router.call import Call, Cost
+from router.config import QueueConfig
+from router.drain_rate import DrainRate
+from router.errors import NoReplica, QueueFull, QueueTimeout, RouterError
+from router.lease import Lease, Outcome, Report
+from router.policies import Policy
+from router.pool import Pool
+from router.replica import Replica
+from router.request_queue import RequestQueue, Ticket
+from router.retry import Attempts
+
+MIN_QUEUE_CALLS = 64
+QUEUE_CALLS_PER_SLOT = 4
+UNKNOWN_START_S = 15.0
+"""Retry-After while nothing finishes and no start has been timed."""
+
+
+class Observer(Protocol):
+    """What the metrics need to know of the dispatcher's doings."""
+
+    def waited(self, model: str, wait_s: float) -> None: ...
+    def shed(self, reason: str) -> None: ...
+    def idled(self, model: str, idle_s: float) -> None: ...
+    def tokens(self, model: str, report: Report) -> None: ...
+
+
+class Dispatcher:
+    def __init__(
+        self,
+        pool: Pool,
+        policy: Policy,
+        config: QueueConfig,
+        observer: Observer,
+        clock: Callable[[], float],
+    ) -> None:
+        self.pool = pool
+        self.queue = RequestQueue(MIN_QUEUE_CALLS, config.max_bytes)
+        self.policy = policy
+        self.open_leases = 0
+        self._config = config
+        self._observer = observer
+        self._clock = clock
+        self._rate = DrainRate(clock())
+        self._service_s = 1.0
+        self._reserved: tuple[Ticket, Replica] | None = None
+        self._accounted_s = clock()
+        self._is_pumping = False
+        pool.changed = self.pump
+
+    async def acquire(self, call: Call, attempts: Attempts, *, is_retry: bool = False) -> Lease:
+        """A lease at once, or after the call's turn.
+
+        Raises QueueFull, QueueTimeout or NoReplica, each with a computed `retry_after_s`.
+        """
+        cost = self.pool.cost(call.ask)
+        if lease := self._at_once(call, cost, attempts):
+            return lease
+        if not is_retry:
+            self._refuse_at_the_door(call)
+        ticket = self._ticket(call, cost, attempts)
+        self._account()
+        self.queue.join(ticket, at_head=is_retry)
+        self.pump()
+        deadline_s = call.deadline_s if is_retry else call.queue_deadline_s
+        return await self._granted(ticket, deadline_s)
+
+    async def _granted(self, ticket: Ticket, deadline_s: float) -> Lease:
+        """Waits for the ticket's turn; whoever stops waiting gives back what came too late."""
+        grant = ticket.grant
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                return await grant
+        except TimeoutError:
+            self._give_back(grant)
+            raise self._queue_timeout(ticket) from None
+        except BaseException:
+            self._give_back(grant)
+            raise
+        finally:
+            self._account()
+            if self.queue.leave(ticket):
+                self.pump()
+
+    def _give_back(self, grant: "asyncio.Future[Lease]") -> None:
+        if grant.done() and not grant.cancelled() and grant.exception() is None:
+            self.release(grant.result(), Outcome.ABANDONED, Report())
+
+    def release(self, lease: Lease, outcome: Outcome, report: Report) -> None:
+        """Ends a lease, learns from it and lets the next calls in. A second time does nothing."""
+        if not lease.is_open:
+            return
+        self._account()
+        lease.is_open = False
+        self.open_leases -= 1
+        self._learn(lease, outcome, report)
+        load = lease.replica.load
+        load.requests -= lease.cost.requests
+        load.tokens -= lease.cost.reserve_tokens
+        lease.replica.alone = False
+        self.pump()
+
+    def pump(self) -> None:
+        """Gives room to waiting calls for as long as there is any."""
+        if self._is_pumping or not len(self.queue):
+            return
+        self._is_pumping = True
+        try:
+            self._account()
+            while choice := self._next():
+                self._grant_ticket(*choice)
+            if len(self.queue) and not self.pool.can_come:
+                self.fail_waiting(self._no_replica())
+        finally:
+            self._is_pumping = False
+
+    def retry_after_s(self) -> int:
+        """When a call refused now should come back, from the measured rate of finishing."""
+        ahead = len(self.queue) + 1
+        return self._rate.retry_after_s(ahead, self._clock(), unknown_s=UNKNOWN_START_S)
+
+    def fail_waiting(self, error: RouterError) -> None:
+        """Ends every waiting call with this error."""
+        for ticket in self.queue:
+            self.queue.leave(ticket)
+            if not ticket.grant.done():
+                ticket.grant.set_exception(error)
+
+    # ---- choosing ----
+
+    def _at_once(self, call: Call, cost: Cost, attempts: Attempts) -> Lease | None:
+        """The usual case: nobody waits and some replica has room."""
+        if len(self.queue) or attempts.alone:
+            return None
+        replica = self._choose(call, cost, attempts.excluded, kept=None)
+        return self._lease(replica, call, cost, 0.0) if replica else None
+
+    def _next(self) -> tuple[Ticket, Replica] | None:
+        """
+        1. the head, when a replica has room for it;
+        2. else one of the few behind it, on any replica that is not kept for the head.
+        """
+        head = self.queue.head
+        if head is None or not any(_has_room(replica) for replica in self.pool):
+            return None
+        if replica := self._for_head(head):
+            return head, replica
+        kept = self._kept_for(head)
+        for ticket in self.queue.behind_head():
+            if not ticket.alone and (
+                replica := self._choose(ticket.call, ticket.cost, ticket.excluded, kept=kept)
+            ):
+                return ticket, replica
+        return None
+
+    def _for_head(self, head: Ticket) -> Replica | None:
+        if head.alone:
+            idle = [r for r in self.pool if r.is_usable and not r.load.requests]
+            return idle[0] if idle else None
+        return self._choose(head.call, head.cost, head.excluded, kept=None)
+
+    def _choose(
+        self, call: Call, cost: Cost, excluded: frozenset[str], kept: Replica | None
+    ) -> Replica | None:
+        candidates = [r for r in self.pool if r is not kept and r.takes(cost)]
+        if excluded:
+            fresh = [r for r in candidates if r.id not in excluded]
+            if not fresh and any(r.is_usable and r.id not in excluded for r in self.pool):
+                return None  # one that has not failed this call will have room
+            candidates = fresh or candidates
+        return self.policy.choose(call, candidates, self._clock()) if candidates else None
+
+    def _kept_for(self, head: Ticket) -> Replica | None:
+        """The replica that is kept free for a head which has been passed for long enough."""
+        now_s = self._clock()
+        if head.blocked_s is None:
+            head.blocked_s = now_s
+        if self._reserved and self._reserved[0] is head and self._reserved[1].is_usable:
+            return self._reserved[1]
+        overtake_s = min(self._config.max_overtake_s, self._service_s / 2)
+        if not head.alone and now_s - head.blocked_s < overtake_s:
+            return None
+        usable = [r for r in self.pool if r.is_usable and r.id not in head.excluded]
+        if not usable:
+            return None
+        emptiest = min(usable, key=lambda r: (r.load.tokens, r.load.requests))
+        self._reserved = (head, emptiest)
+        return emptiest
+
+    # ---- leases ----
+
+    def _grant_ticket(self, ticket: Ticket, replica: Replica) -> None:
+        self.queue.leave(ticket)
+        if ticket.grant.done():  # it stopped waiting and has not run yet
+            return
+        waited_s = self._clock() - ticket.enqueued_s
+        lease = self._lease(replica, ticket.call, ticket.cost, waited_s)
+        lease.alone = replica.alone = ticket.alone
+        ticket.grant.set_result(lease)
+
+    def _lease(self, replica: Replica, call: Call, cost: Cost, waited_s: float) -> Lease:
+        replica.load.requests += cost.requests
+        replica.load.tokens += cost.reserve_tokens
+        self.open_leases += 1
+        self._observer.waited(self.pool.model, waited_s)
+        return Lease(replica, replica.generation, call, cost, self._clock(), waited_s)
+
+    def _learn(self, lease: Lease, outcome: Outcome, report: Report) -> None:
+        replica, now_s = lease.replica, self._clock()
+        if outcome is Outcome.SHED:
+            pause_s = replica.room.shed(replica.load, now_s)
+            asyncio.get_running_loop().call_later(pause_s, self._unpause, replica)
+        if outcome is Outcome.FAILED:
+            replica.failed += 1
+        if outcome is not Outcome.DONE:
+            return
+        replica.served += 1
+        replica.room.served()
+        self._rate.finished(now_s)
+        self._service_s += 0.1 * (now_s - lease.granted_s - self._service_s)
+        if report.engine_wait_s is not None:
+            replica.room.waited(report.engine_wait_s, replica.load, self._service_s, now_s)
+        self._learn_sizes(lease, report)
+
+    def _learn_sizes(self, lease: Lease, report: Report) -> None:
+        ask, estimates = lease.call.ask, self.pool.estimates
+        self._observer.tokens(self.pool.model, report)
+        if report.prompt_tokens and not ask.images and not ask.truncate_tokens:
+            estimates.prompt_seen(ask.input_chars, report.prompt_tokens)
+        if report.generated_tokens and isinstance(ask.new_tokens, int) and ask.sequences == 1:
+            estimates.output_seen(ask.new_tokens, report.generated_tokens)
+
+    def _unpause(self, replica: Replica) -> None:
+        replica.room.is_paused = False
+        self.pump()
+
+    # ---- refusals ----
+
+    def _refuse_at_the_door(self, call: Call) -> None:
+        if not self.pool.can_come:
+            raise self._no_replica()
+        if call.queue_deadline_s <= self._clock():
+            self._observer.shed("no_room")
+            raise QueueFull(
+                "no replica has room and queueing is off (queue.timeout_s is 0)",
+                retry_after_s=self.retry_after_s(),
+            )
+        bound = self._config.max_calls
+        if bound is None:
+            bound = max(MIN_QUEUE_CALLS, QUEUE_CALLS_PER_SLOT * self.pool.slots)
+        self.queue.max_calls = bound
+        if reason := self.queue.refusal(call):
+            self._observer.shed("queue_full")
+            raise QueueFull(f"the queue is full: {reason}", retry_after_s=self.retry_after_s())
+
+    def _queue_timeout(self, ticket: Ticket) -> QueueTimeout:
+        self._observer.shed("queue_timeout")
+        waited_s = self._clock() - ticket.enqueued_s
+        return QueueTimeout(
+            f"no replica had room within {waited_s:.1f} s",
+            retry_after_s=self.retry_after_s(),
+        )
+
+    def _no_replica(self) -> NoReplica:
+        self._observer.shed("no_replica")
+        return NoReplica(
+            f"no replica of {self.pool.model!r} serves and none is starting",
+            retry_after_s=int(UNKNOWN_START_S),
+        )
+
+    def _ticket(self, call: Call, cost: Cost, attempts: Attempts) -> Ticket:
+        grant: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        return Ticket(call, cost, self._clock(), grant, attempts.excluded, attempts.alone)
+
+    def _account(self) -> None:
+        """Adds up the seconds in which a usable replica was idle while calls waited."""
+        now_s = self._clock()
+        if len(self.queue) and now_s > self._accounted_s:
+            idle = sum(
+                r.is_usable and not r.load.requests and not r.room.is_paused for r in self.pool
+            )
+            if idle:
+                self._observer.idled(self.pool.model, idle * (now_s - self._accounted_s))
+        self._accounted_s = now_s
+
+
+def _has_room(replica: Replica) -> bool:
+    """A cheap look before the queue is scanned."""
+    return (
+        replica.is_usable
+        and not replica.alone
+        and not replica.room.is_paused
+        and replica.load.requests < max(1, replica.room.requests)
+    )

@@ -1,0 +1,59 @@
+"""One JSON line per finished call and per state transition, on standard output.
+
+Lines are collected and written together, at the latest after a fifth of a second: a write per line
+would cost more than the line. Prompts, answers and credentials never go in.
+"""
+
+import asyncio
+import sys
+import time
+from typing import Any, BinaryIO
+
+import orjson
+
+FLUSH_AFTER_S = 0.2
+FLUSH_BYTES = 65_536
+
+
+class EventLog:
+    """Owned by the app; `close` writes what is left. A full disk loses lines, nothing else."""
+
+    def __init__(self, out: BinaryIO | None = None, *, calls: bool = True) -> None:
+        self._out = out if out is not None else sys.stdout.buffer
+        self._calls = calls
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def call(self, **fields: Any) -> None:
+        if self._calls:
+            self._add("call", fields)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        self._add(kind, fields)
+
+    def close(self) -> None:
+        self._flush()
+
+    def _add(self, kind: str, fields: dict[str, Any]) -> None:
+        line = orjson.dumps({"time": round(time.time(), 3), "event": kind, **fields})
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > FLUSH_BYTES:
+            self._flush()
+        elif self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(FLUSH_AFTER_S, self._flush)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines, self._size = self._lines, [], 0
+        if not lines:
+            return
+        try:
+            self._out.write(b"\n".join(lines) + b"\n")
+            self._out.flush()
+        except (OSError, ValueError):  # nobody reads, or no space: serving goes on
+            return

@@ -1,0 +1,219 @@
+"""All pools by model: takes the full list of replicas, finds the pool for a model.
+
+Level-triggered: each accepted list replaces the one before; an older epoch is refused. The last one
+accepted is kept in the state folder and is what a router starts from.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from router.config import RouterConfig
+from router.config.models import parse_base_url
+from router.dispatcher import Dispatcher, Observer
+from router.errors import ModelNotFound, NoReplica
+from router.policies import POLICIES
+from router.pool import Member, Pool, StateChange
+from router.replica import Admin, Replica
+
+STATE_FILE = "replicas.json"
+PROTOCOL = 1
+ANY_MODEL = frozenset({"", "tgi"})
+"""What clients write when there is only one model."""
+
+
+class ReplicaEntry(BaseModel):
+    """One replica in a pushed list."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    generation: int = Field(ge=0)
+    url: str | None = None
+    model: str = Field(min_length=1, max_length=512)
+    dialect: Literal["tgi"] = "tgi"
+    phase: str = ""
+    max_requests: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1)
+
+    def member(self) -> Member:
+        host, port = split_url(self.url)
+        return Member(
+            id=self.id,
+            generation=self.generation,
+            host=host,
+            port=port,
+            model=self.model,
+            dialect=self.dialect,
+            phase=self.phase,
+            max_requests=self.max_requests,
+            max_tokens=self.max_tokens,
+        )
+
+
+class ReplicaList(BaseModel):
+    """A whole list, as pushed and as kept."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    protocol: Literal[1]
+    cluster: str = Field(min_length=1, max_length=64)
+    epoch: int = Field(ge=0)
+    replicas: list[ReplicaEntry]
+    draining: list[str] = []
+    """Only in the kept file: the router owns this flag, the launcher does not know it."""
+
+
+class StaleList(Exception):
+    """An older epoch than the one in force, or another cluster's."""
+
+
+class Fleet:
+    def __init__(
+        self,
+        config: RouterConfig,
+        observer: Observer,
+        on_state_change: StateChange,
+        clock: Callable[[], float],
+        state_dir: Path | None = None,
+    ) -> None:
+        self.cluster = ""
+        self.epoch = 0
+        self.state_error: str | None = None
+        """Why the list could not be kept, if it could not."""
+        self.joined: Callable[[Pool, Replica], None] = lambda pool, replica: None
+        self.left: Callable[[Replica], None] = lambda replica: None
+        self._config = config
+        self._observer = observer
+        self._on_state_change = on_state_change
+        self._clock = clock
+        self._state_file = state_dir / STATE_FILE if state_dir else None
+        self._dispatchers: dict[str, Dispatcher] = {}
+        self._draining: frozenset[str] = frozenset()
+        self._list: ReplicaList | None = None
+
+    def __iter__(self) -> Iterator[Dispatcher]:
+        return iter(self._dispatchers.values())
+
+    def replicas(self) -> Iterator[Replica]:
+        for dispatcher in self:
+            yield from dispatcher.pool
+
+    @property
+    def models(self) -> list[str]:
+        return [dispatcher.pool.served_name for dispatcher in self]
+
+    @property
+    def can_serve(self) -> bool:
+        """A call would be served now, or as soon as a replica that is starting is there."""
+        return any(
+            dispatcher.pool.can_serve or any(r.phase and r.is_coming for r in dispatcher.pool)
+            for dispatcher in self
+        )
+
+    def find(self, model: str | None) -> Dispatcher:
+        """The dispatcher of the model's pool. With one pool, `tgi` and no name mean that one.
+
+        Raises ModelNotFound, listing what there is, or NoReplica while nothing is known.
+        """
+        if not self._dispatchers:
+            raise NoReplica("no replica is configured yet", retry_after_s=1)
+        name = model or ""
+        if found := self._dispatchers.get(name):
+            return found
+        pools = list(self._dispatchers.values())
+        if len(pools) == 1 and name in ANY_MODEL:
+            return pools[0]
+        for dispatcher in pools:
+            if name and name == dispatcher.pool.info.model_id:
+                return dispatcher
+        names = ", ".join(map(repr, self.models[:20]))
+        found_text = f"the model {name[:100]!r} is not served" if name else "no model is named"
+        raise ModelNotFound(f"{found_text}; expected one of: {names}")
+
+    def accept(self, pushed: ReplicaList) -> None:
+        """Takes a pushed list over. Raises StaleList, ValueError."""
+        if self.cluster and pushed.cluster != self.cluster:
+            raise StaleList(f"this router serves cluster {self.cluster!r}, not {pushed.cluster!r}")
+        if pushed.epoch < self.epoch:
+            raise StaleList(f"epoch {pushed.epoch} is older than {self.epoch}")
+        is_news = self._list is None or self._list.replicas != pushed.replicas
+        self.apply(pushed)
+        if is_news:
+            self._keep()
+
+    def apply(self, given: ReplicaList) -> None:
+        members = [entry.member() for entry in given.replicas]
+        self.cluster, self.epoch, self._list = given.cluster, given.epoch, given
+        before = set(self.replicas())
+        for model in dict.fromkeys([*self._dispatchers, *(member.model for member in members)]):
+            mine = [member for member in members if member.model == model]
+            dispatcher = self._dispatchers.get(model) or self._make(model)
+            for replica in dispatcher.pool.sync(mine, self._draining):
+                self.joined(dispatcher.pool, replica)
+            if not mine and not dispatcher.open_leases:
+                del self._dispatchers[model]
+        for replica in before - set(self.replicas()):
+            self.left(replica)
+
+    def _make(self, model: str) -> Dispatcher:
+        pool = Pool(model, self._config.health, self._clock, self._on_state_change)
+        policy = POLICIES[self._config.policy]()
+        dispatcher = Dispatcher(pool, policy, self._config.queue, self._observer, self._clock)
+        self._dispatchers[model] = dispatcher
+        return dispatcher
+
+    def set_admin(self, replica_id: str, admin: Admin) -> Replica | None:
+        """Drains or undrains; remembered for as long as the replica is in the list."""
+        for dispatcher in self:
+            if replica := dispatcher.pool.get(replica_id):
+                mine = frozenset({replica_id})
+                is_drain = admin is Admin.DRAINING
+                self._draining = self._draining | mine if is_drain else self._draining - mine
+                dispatcher.pool.set_admin(replica, admin)
+                self._keep()
+                return replica
+        return None
+
+    # ---- the kept list ----
+
+    def restore(self) -> bool:
+        """Starts from the list kept last; a broken file counts as none and is said so."""
+        if self._state_file is None or not self._state_file.exists():
+            return False
+        try:
+            kept = ReplicaList.model_validate_json(self._state_file.read_bytes())
+            self._draining = frozenset(kept.draining)
+            self.apply(kept)
+        except (OSError, ValidationError, ValueError) as exc:
+            self.state_error = f"{self._state_file} cannot be used: {exc}"
+            return False
+        return True
+
+    def _keep(self) -> None:
+        if self._state_file is None or self._list is None:
+            return
+        known = {replica.id for replica in self.replicas()}
+        kept = self._list.model_copy(update={"draining": sorted(self._draining & known)})
+        part = self._state_file.with_suffix(".part")
+        try:
+            part.write_bytes(orjson.dumps(kept.model_dump()))
+            os.replace(part, self._state_file)
+            self.state_error = None
+        except OSError as exc:  # serving goes on; a restart would start from an older list
+            self.state_error = f"{self._state_file} cannot be written: {exc.strerror}"
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def split_url(url: str | None) -> tuple[str, int]:
+    """Host and port of a base URL; port 0 for none yet."""
+    if url is None:
+        return "", 0
+    host, _, port = parse_base_url(url).removeprefix("http://").rpartition(":")
+    return host.strip("[]"), int(port)

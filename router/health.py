@@ -1,0 +1,137 @@
+"""Whether a replica may be used: states, events and the transition table. Pure.
+
+    UNKNOWN    not heard of yet in this generation
+    HEALTHY    takes calls
+    UNHEALTHY  down: probes failed, or a connection was refused
+    EJECTED    up, but calls failed on it: left alone for a while
+
+What an operator wants (drain) is a separate field of the replica. The pool is the only caller; it
+also guards what one replica's record cannot see: ejection never takes the last one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from router.config import HealthConfig
+
+
+class State(Enum):
+    UNKNOWN = "unknown"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    EJECTED = "ejected"
+
+
+class Event(Enum):
+    PROBE_OK = "probe ok"
+    PROBE_FAIL = "probe failed"
+    REFUSED = "connection refused"
+    CALL_OK = "call ok"
+    CALL_FAIL = "call failed"
+    TIME_UP = "ejection over"
+    NEW_GENERATION = "new generation"
+
+
+@dataclass(slots=True)
+class Health:
+    """One replica's record; `on` is the only way it changes."""
+
+    config: HealthConfig
+    state: State = State.UNKNOWN
+    passes: int = 0
+    fails: int = 0
+    call_fails: int = 0
+    ejections: int = 0
+    ejected_until_s: float = 0.0
+    was_refused: bool = False
+
+    @property
+    def would_eject(self) -> bool:
+        """One more failed call would eject it."""
+        return self.state is State.HEALTHY and self.call_fails + 1 >= self.config.eject_after
+
+    def on(self, event: Event, now_s: float) -> State:
+        """Takes the event in and gives the new state; an event without a rule changes nothing."""
+        rule = TABLE.get((self.state, event)) or TABLE.get((None, event))
+        if rule is not None:
+            self.state = rule(self, now_s)
+        return self.state
+
+
+def _passed(health: Health, now_s: float) -> State:
+    health.passes += 1
+    sure = health.state is State.UNKNOWN or health.was_refused
+    if health.passes < (1 if sure else health.config.rise):
+        return health.state
+    return _healthy(health)
+
+
+def _healthy(health: Health) -> State:
+    health.passes = health.fails = health.call_fails = 0
+    health.was_refused = False
+    return State.HEALTHY
+
+
+def _still_healthy(health: Health, now_s: float) -> State:
+    health.fails = 0
+    return State.HEALTHY
+
+
+def _served(health: Health, now_s: float) -> State:
+    health.fails = health.call_fails = health.ejections = 0
+    return State.HEALTHY
+
+
+def _missed(health: Health, now_s: float) -> State:
+    health.fails += 1
+    health.passes = 0
+    return State.UNHEALTHY if health.fails >= health.config.fall else health.state
+
+
+def _missed_again(health: Health, now_s: float) -> State:
+    health.passes = 0
+    return State.UNHEALTHY
+
+
+def _call_failed(health: Health, now_s: float) -> State:
+    if not health.would_eject:
+        health.call_fails += 1
+        return State.HEALTHY
+    ejection_s = health.config.eject_base_s * 2**health.ejections
+    health.ejected_until_s = now_s + min(ejection_s, health.config.eject_max_s)
+    health.ejections = min(health.ejections + 1, 32)
+    health.call_fails = 0
+    return State.EJECTED
+
+
+def _time_up(health: Health, now_s: float) -> State:
+    health.passes = health.fails = 0
+    return State.UNKNOWN if now_s >= health.ejected_until_s else State.EJECTED
+
+
+def _refused(health: Health, now_s: float) -> State:
+    health.passes = 0
+    health.was_refused = True
+    return State.UNHEALTHY
+
+
+def _reborn(health: Health, now_s: float) -> State:
+    health.passes = health.fails = health.call_fails = health.ejections = 0
+    health.was_refused = False
+    return State.UNKNOWN
+
+
+TABLE: dict[tuple[State | None, Event], Callable[[Health, float], State]] = {
+    (State.UNKNOWN, Event.PROBE_OK): _passed,
+    (State.UNKNOWN, Event.PROBE_FAIL): _missed,
+    (State.UNHEALTHY, Event.PROBE_OK): _passed,
+    (State.UNHEALTHY, Event.PROBE_FAIL): _missed_again,
+    (State.HEALTHY, Event.PROBE_OK): _still_healthy,
+    (State.HEALTHY, Event.PROBE_FAIL): _missed,
+    (State.HEALTHY, Event.CALL_OK): _served,
+    (State.HEALTHY, Event.CALL_FAIL): _call_failed,
+    (State.EJECTED, Event.TIME_UP): _time_up,
+    (None, Event.REFUSED): _refused,
+    (None, Event.NEW_GENERATION): _reborn,
+}

@@ -1,0 +1,136 @@
+"""What the router counts, under the prefix `fleet_`. Label values come from bounded sets only.
+
+Counters and histograms are written at their one call site; what others own (queue length, load,
+health) is read from them when the page is asked for, so it can never drift from the truth.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from router.dispatcher import Dispatcher
+from router.health import State
+from router.lease import Report
+from router.replica import Replica
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MAX_REPLICA_LABELS = 256
+CALL_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
+WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.3, 1, 3, 10, 30, 60, 120)
+TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5, 1, 3)
+
+
+class Metrics:
+    """One registry per router: nothing global."""
+
+    def __init__(self, dispatchers: Callable[[], Iterable[Dispatcher]]) -> None:
+        registry = self.registry = CollectorRegistry()
+        registry.register(_Live(dispatchers))
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"fleet_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(f"fleet_{name}", text, labels, registry=registry, buckets=buckets)
+
+        self._calls = counter("calls", "Calls finished.", "route", "status")
+        self._call_s = histogram("call_seconds", "Whole call.", CALL_BUCKETS, "route")
+        self._wait_s = histogram("queue_wait_seconds", "Wait for a replica.", WAIT_BUCKETS, "model")
+        self._first_s = histogram(
+            "time_to_first_token_seconds", "Arrival to first token.", CALL_BUCKETS, "model"
+        )
+        self._between_s = histogram(
+            "inter_token_seconds", "Mean time between tokens of a call.", TOKEN_BUCKETS, "model"
+        )
+        self._prompt = counter("prompt_tokens", "Prompt tokens of finished calls.", "model")
+        self._generated = counter("generated_tokens", "Generated tokens.", "model")
+        self._retries = counter("retries", "Attempts after the first.", "reason")
+        self._sheds = counter("sheds", "Calls refused for load.", "reason")
+        self._cancels = counter("cancellations", "Calls whose client left.", "phase")
+        self._ejections = counter("ejections", "Ejections after failed calls.", "replica")
+        self._attempts = counter("attempts", "Attempts at replicas.", "replica", "outcome")
+        self._idle_s = counter(
+            "idle_while_waiting_seconds", "Replica-seconds idle while calls waited.", "model"
+        )
+        self._replica_labels: set[str] = set()
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)
+
+    # ---- one call site each ----
+
+    def call_done(self, route: str, status: int, seconds: float) -> None:
+        self._calls.labels(route, str(status)).inc()
+        self._call_s.labels(route).observe(seconds)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        self._first_s.labels(model).observe(seconds)
+
+    def between_tokens(self, model: str, seconds: float) -> None:
+        self._between_s.labels(model).observe(seconds)
+
+    def retried(self, reason: str) -> None:
+        self._retries.labels(reason).inc()
+
+    def cancelled(self, phase: str) -> None:
+        self._cancels.labels(phase).inc()
+
+    def attempted(self, replica: Replica, outcome: str) -> None:
+        self._attempts.labels(self._label(replica), outcome).inc()
+
+    def ejected(self, replica: Replica) -> None:
+        self._ejections.labels(self._label(replica)).inc()
+
+    # ---- dispatcher.Observer ----
+
+    def waited(self, model: str, wait_s: float) -> None:
+        self._wait_s.labels(model).observe(wait_s)
+
+    def shed(self, reason: str) -> None:
+        self._sheds.labels(reason).inc()
+
+    def idled(self, model: str, idle_s: float) -> None:
+        self._idle_s.labels(model).inc(idle_s)
+
+    def tokens(self, model: str, report: Report) -> None:
+        self._prompt.labels(model).inc(report.prompt_tokens or 0)
+        self._generated.labels(model).inc(report.generated_tokens or 0)
+
+    def _label(self, replica: Replica) -> str:
+        """The replica's id, until so many different ones were seen that it could go on for ever."""
+        if len(self._replica_labels) < MAX_REPLICA_LABELS:
+            self._replica_labels.add(replica.id)
+        return replica.id if replica.id in self._replica_labels else "other"
+
+
+class _Live:
+    """Reads the owners' state at scrape time."""
+
+    def __init__(self, dispatchers: Callable[[], Iterable[Dispatcher]]) -> None:
+        self._dispatchers = dispatchers
+
+    def collect(self) -> Iterator[Metric]:
+        calls = _gauge("queue_calls", "Calls waiting.", "model")
+        held = _gauge("queue_bytes", "Bytes of waiting calls.", "model")
+        requests = _gauge("replica_requests", "Calls in flight.", "model", "replica")
+        tokens = _gauge("replica_tokens", "Tokens reserved.", "model", "replica")
+        limits = _gauge("replica_request_limit", "Calls it may hold.", "model", "replica")
+        health = _gauge("replica_health", "1 for its state.", "model", "replica", "state")
+        for dispatcher in self._dispatchers():
+            model = dispatcher.pool.model
+            calls.add_metric([model], len(dispatcher.queue))
+            held.add_metric([model], dispatcher.queue.waiting_bytes)
+            for replica in list(dispatcher.pool)[:MAX_REPLICA_LABELS]:
+                labels = [model, replica.id]
+                requests.add_metric(labels, replica.load.requests)
+                tokens.add_metric(labels, replica.load.tokens)
+                limits.add_metric(labels, replica.room.requests)
+                for state in State:
+                    is_it = replica.health.state is state
+                    health.add_metric([*labels, state.value], float(is_it))
+        yield from (calls, held, requests, tokens, limits, health)
+
+
+def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"fleet_{name}", text, labels=labels)

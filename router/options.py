@@ -1,0 +1,100 @@
+"""Command line and config file -> what the router runs with. The command line wins."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from router.config import ReplicaConfig, RouterConfig, RouterFile, load_model, read_source
+from router.config.models import parse_base_url
+from router.errors import ConfigError, ConfigProblem, StartError
+from router.fleet import ReplicaEntry, ReplicaList
+
+
+@dataclass(frozen=True, slots=True)
+class RouterOptions:
+    """As given on the command line."""
+
+    config: Path | None
+    replica_urls: list[str]
+    host: str | None
+    port: int | None
+    state_dir: Path | None
+    policy: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    config: RouterConfig
+    replicas: ReplicaList | None
+    """None: they come over the admin API, and until then from the state folder."""
+    state_dir: Path | None
+
+
+def resolve(options: RouterOptions, *, has_listener: bool) -> Settings:
+    """Raises ConfigError; the message says which option."""
+    file = RouterFile()
+    if options.config is not None:
+        file = load_model(read_source(options.config), RouterFile)
+    config = _overridden(file.router, options)
+    configs = [_replica(url) for url in options.replica_urls] or list(file.replicas)
+    if not configs and options.state_dir is None:
+        raise _problem("--replica", "no replica", "at least one URL, or --state-dir for a launcher")
+    if options.state_dir is not None:
+        _prepare(options.state_dir)
+    return Settings(config, _listed(configs) if configs else None, options.state_dir)
+
+
+def _overridden(config: RouterConfig, options: RouterOptions) -> RouterConfig:
+    given: dict[str, Any] = {
+        "host": options.host,
+        "port": options.port,
+        "policy": options.policy,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    try:
+        checked = RouterConfig.model_validate({**changes})
+    except ValidationError as exc:
+        error = exc.errors(include_url=False)[0]
+        raise _problem(f"--{error['loc'][0]}", repr(error["input"]), error["msg"]) from None
+    return config.model_copy(update={key: getattr(checked, key) for key in changes})
+
+
+def _replica(url: str) -> ReplicaConfig:
+    try:
+        return ReplicaConfig(url=parse_base_url(url))
+    except ValueError as exc:
+        raise _problem("--replica", repr(url), str(exc)) from None
+
+
+def _listed(configs: list[ReplicaConfig]) -> ReplicaList:
+    """Ids are given in order where none is written; the same URL or id twice is refused."""
+    entries = [
+        ReplicaEntry(
+            id=config.id or f"replica-{position}",
+            generation=1,
+            url=config.url,
+            model=config.model,
+            max_requests=config.max_requests,
+            max_tokens=config.max_tokens,
+        )
+        for position, config in enumerate(configs)
+    ]
+    urls, ids = [config.url for config in configs], [entry.id for entry in entries]
+    for values, what in ((urls, "URL"), (ids, "id")):
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise _problem("replicas", f"{twice!r} twice", f"each replica's own {what}")
+    return ReplicaList(protocol=1, cluster="router", epoch=0, replicas=entries)
+
+
+def _prepare(state_dir: Path) -> None:
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        raise StartError(f"cannot use the state folder {state_dir}: {exc.strerror}") from exc
+
+
+def _problem(option: str, found: str, expected: str) -> ConfigError:
+    return ConfigError([ConfigProblem("command line", None, option, found, expected)])

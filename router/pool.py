@@ -1,0 +1,160 @@
+"""The replicas of one model: who belongs to it, who may be used, what it has learned.
+
+The pool is the only writer of a replica's health, admin state and membership. It never chooses a
+replica and never counts load: that is the dispatcher's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from router.call import Ask, Cost
+from router.config import HealthConfig
+from router.dialects import DIALECTS, EngineInfo
+from router.estimates import Estimates
+from router.health import Event, Health, State
+from router.replica import Admin, Replica
+from router.room import Capacity, Room
+
+UNNAMED = "default"
+"""The pool of replicas given by URL alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One replica as the launcher, or the command line, tells of it."""
+
+    id: str
+    generation: int
+    host: str
+    port: int
+    """0 while it is not known yet."""
+    model: str
+    dialect: str = "tgi"
+    phase: str = ""
+    max_requests: int | None = None
+    max_tokens: int | None = None
+
+
+StateChange = Callable[[Replica, State, State, str], None]
+
+
+class Pool:
+    def __init__(
+        self,
+        model: str,
+        config: HealthConfig,
+        clock: Callable[[], float],
+        on_state_change: StateChange,
+    ) -> None:
+        self.model = model
+        self.estimates = Estimates()
+        self.changed: Callable[[], None] = lambda: None
+        """Called when a replica may have become usable, or the last hope is gone."""
+        self._config = config
+        self._clock = clock
+        self._on_state_change = on_state_change
+        self._replicas: dict[str, Replica] = {}
+        self._info = EngineInfo()
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(self._replicas.values())
+
+    def __len__(self) -> int:
+        return len(self._replicas)
+
+    def get(self, replica_id: str) -> Replica | None:
+        return self._replicas.get(replica_id)
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engines told last; replicas of one pool run the same model and engine."""
+        return self._info
+
+    @property
+    def served_name(self) -> str:
+        """What clients are told: the engine's own model id where nobody named the pool."""
+        return (self._info.model_id if self.model == UNNAMED else None) or self.model
+
+    @property
+    def can_serve(self) -> bool:
+        return any(replica.is_usable for replica in self)
+
+    @property
+    def can_come(self) -> bool:
+        """Whether waiting for a replica makes sense at all."""
+        return any(replica.is_coming for replica in self)
+
+    @property
+    def slots(self) -> int:
+        """Requests all replicas may hold, as far as known."""
+        return sum(replica.room.requests for replica in self)
+
+    def cost(self, ask: Ask) -> Cost:
+        dialect = next((replica.dialect for replica in self), DIALECTS["tgi"])
+        return dialect.cost(ask, self._info, self.estimates)
+
+    def sync(self, members: list[Member], draining: frozenset[str]) -> list[Replica]:
+        """Takes the full list; gives the replicas that are new. Known ones keep what they hold."""
+        before, self._replicas = self._replicas, {}
+        fresh: list[Replica] = []
+        for member in members:
+            replica = before.get(member.id)
+            if replica is None or not _is_same(replica, member):
+                replica = self._make(member, draining)
+                fresh.append(replica)
+            replica.phase = member.phase
+            self._replicas[member.id] = replica
+        self.changed()
+        return fresh
+
+    def _make(self, member: Member, draining: frozenset[str]) -> Replica:
+        told = Capacity(
+            requests=member.max_requests or Capacity().requests,
+            tokens=member.max_tokens,
+            batch=member.max_requests,
+        )
+        return Replica(
+            id=member.id,
+            generation=member.generation,
+            host=member.host,
+            port=member.port,
+            model=member.model,
+            dialect=DIALECTS[member.dialect],
+            health=Health(self._config),
+            room=Room(told, fixed=told.is_told),
+            admin=Admin.DRAINING if member.id in draining else Admin.ACTIVE,
+        )
+
+    def learn(self, replica: Replica, info: EngineInfo) -> None:
+        """The engine told its limits."""
+        replica.info = self._info = info
+        replica.room.told(info.capacity)
+        self.changed()
+
+    def set_admin(self, replica: Replica, admin: Admin) -> None:
+        replica.admin = admin
+        self.changed()
+
+    def on_event(self, replica: Replica, event: Event, reason: str) -> None:
+        """Takes a health event in; a call's failure never ejects where that would hurt more."""
+        if event is Event.CALL_FAIL and replica.health.would_eject and not self._may_eject(replica):
+            return
+        before = replica.health.state
+        after = replica.health.on(event, self._clock())
+        if before is not after:
+            self._on_state_change(replica, before, after, reason)
+            self.changed()
+
+    def _may_eject(self, replica: Replica) -> bool:
+        """Never the last usable one, and never more than the configured share."""
+        others = sum(other.is_usable for other in self if other is not replica)
+        ejected = sum(other.health.state is State.EJECTED for other in self)
+        return others > 0 and ejected + 1 <= self._config.max_ejected_share * len(self)
+
+
+def _is_same(replica: Replica, member: Member) -> bool:
+    return (replica.generation, replica.host, replica.port) == (
+        member.generation,
+        member.host,
+        member.port,
+    )

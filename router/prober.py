@@ -1,0 +1,144 @@
+"""Asks each replica how it is: one task per replica, quickly while it is down.
+
+A busy engine answers its health check late, so a probe that times out while tokens flow counts as
+passed. What a replica tells of itself (/info) is learned before it is called healthy, so that the
+first calls meet the right limits.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from router.config import HealthConfig
+from router.dialects import EngineInfo
+from router.errors import ConnectFailed, RouterError, UpstreamTimeout
+from router.health import Event, State
+from router.pool import Pool
+from router.replica import Replica
+from router.tasks import Tasks
+from router.upstream import Upstream
+
+log = logging.getLogger("router.prober")
+
+FIRST_DOWN_S = 0.1
+MAX_DOWN_S = 1.0
+DOWN_GROWTH = 1.5
+GAUGE_EVERY_S = 1.0
+UNKNOWN_URL_S = 0.1
+
+
+class Prober:
+    def __init__(
+        self, upstream: Upstream, config: HealthConfig, tasks: Tasks, clock: Callable[[], float]
+    ) -> None:
+        self._upstream = upstream
+        self._config = config
+        self._tasks = tasks
+        self._clock = clock
+        self._watched: dict[Replica, tuple[asyncio.Task[None], asyncio.Event]] = {}
+
+    def watch(self, pool: Pool, replica: Replica) -> None:
+        wake = asyncio.Event()
+        task = self._tasks.spawn(self._watch(pool, replica, wake), f"probe {replica.id}")
+        self._watched[replica] = (task, wake)
+
+    def forget(self, replica: Replica) -> None:
+        if watched := self._watched.pop(replica, None):
+            watched[0].cancel()
+
+    def hurry(self, replica: Replica) -> None:
+        """Its state changed: look again at once."""
+        if watched := self._watched.get(replica):
+            watched[1].set()
+
+    async def _watch(self, pool: Pool, replica: Replica, wake: asyncio.Event) -> None:
+        down_s, due_s = FIRST_DOWN_S, self._clock()
+        while True:
+            if replica.port and self._clock() >= due_s:
+                await self._probe_safely(pool, replica)
+                is_up = replica.health.state is State.HEALTHY
+                down_s = FIRST_DOWN_S if is_up else min(MAX_DOWN_S, down_s * DOWN_GROWTH)
+                due_s = self._clock() + (self._config.interval_s if is_up else down_s)
+            await self._scrape(replica)
+            wake.clear()
+            if await self._pause(replica, wake, due_s):
+                down_s, due_s = FIRST_DOWN_S, self._clock() + FIRST_DOWN_S
+
+    async def _pause(self, replica: Replica, wake: asyncio.Event, due_s: float) -> bool:
+        """Until the next thing to do; true when woken early."""
+        delay_s = max(due_s - self._clock(), 0.01)
+        if not replica.port:
+            delay_s = UNKNOWN_URL_S
+        elif replica.health.state is State.EJECTED:
+            delay_s = max(replica.health.ejected_until_s - self._clock(), 0.01)
+        elif _is_learning(replica):
+            delay_s = min(delay_s, GAUGE_EVERY_S)
+        try:
+            async with asyncio.timeout(delay_s):
+                await wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _probe_safely(self, pool: Pool, replica: Replica) -> None:
+        """The top of a loop that must not end: a bug in one probe is logged, the next one runs."""
+        try:
+            await self._probe(pool, replica)
+        except Exception:
+            log.exception("probe of %s: a bug in the router", replica.id)
+
+    async def _probe(self, pool: Pool, replica: Replica) -> None:
+        if replica.health.state is State.EJECTED:
+            pool.on_event(replica, Event.TIME_UP, "ejection over")
+            if replica.health.state is State.EJECTED:
+                return
+        started_s = self._clock()
+        try:
+            status, _ = await self._get(replica, replica.dialect.health_path)
+            if status == 200 and replica.info is None:
+                await self._learn(pool, replica)
+        except ConnectFailed as error:
+            pool.on_event(replica, Event.REFUSED, error.message)
+        except RouterError as error:
+            if replica.progress_s < started_s or not isinstance(error, UpstreamTimeout):
+                pool.on_event(replica, Event.PROBE_FAIL, error.message)
+        else:
+            event = Event.PROBE_OK if status == 200 else Event.PROBE_FAIL
+            pool.on_event(replica, event, f"health check answered {status}")
+
+    async def _learn(self, pool: Pool, replica: Replica) -> None:
+        """Its limits; an engine that tells none is taken with the defaults."""
+        status, body = await self._get(replica, replica.dialect.info_path)
+        try:
+            info = replica.dialect.info(body) if status == 200 else EngineInfo()
+        except ValueError:
+            info = EngineInfo()
+        pool.learn(replica, info)
+
+    async def _scrape(self, replica: Replica) -> None:
+        """The engine's own queue, where the limit has to be learned; no news is no news."""
+        if not _is_learning(replica) or not replica.load.requests:
+            return
+        try:
+            status, body = await self._get(replica, replica.dialect.metrics_path)
+        except RouterError:
+            return
+        queued = replica.dialect.engine_queue(body) if status == 200 else None
+        if queued is not None:
+            replica.room.queued(queued, replica.load, self._clock())
+
+    async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
+        timeout_s = self._config.timeout_s
+        error = UpstreamTimeout(f"no answer to {path} within {timeout_s:g} s")
+        exchange = await self._upstream.send(
+            replica, "GET", path, limit=(self._clock() + timeout_s, error)
+        )
+        try:
+            head = exchange.head
+            return (head.status if head else 0), exchange.body()
+        finally:
+            exchange.close()
+
+
+def _is_learning(replica: Replica) -> bool:
+    return replica.health.state is State.HEALTHY and not replica.room.capacity.is_told

@@ -1,0 +1,74 @@
+"""One running model server as the router sees it.
+
+Who writes what: the dispatcher `load`, `room` and `alone`; the pool everything else. Policies and
+the admin page only read.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from router.call import Cost
+from router.health import Health, State
+from router.room import Load, Room
+
+if TYPE_CHECKING:
+    from router.dialects.base import Dialect, EngineInfo
+
+
+class Admin(Enum):
+    """What an operator wants of a replica."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+
+
+COMING = frozenset({"", "pending", "starting", "loading", "ready", "draining"})
+"""Phases in which a replica serves or may soon; "" when nobody tells (the router is alone)."""
+
+
+@dataclass(eq=False, slots=True)
+class Replica:
+    """Identity object: two replicas are never equal, whatever their fields."""
+
+    id: str
+    generation: int
+    host: str
+    port: int
+    model: str
+    dialect: "Dialect"
+    health: Health
+    room: Room = field(default_factory=Room)
+    load: Load = field(default_factory=Load)
+    admin: Admin = Admin.ACTIVE
+    phase: str = ""
+    info: "EngineInfo | None" = None
+    progress_s: float = 0.0
+    """When it last sent anything of a reply: as good as a passed probe."""
+    alone: bool = False
+    """It runs a suspect call and takes nothing beside it."""
+    served: int = 0
+    failed: int = 0
+
+    @property
+    def base_url(self) -> str:
+        return f"http://{self.host}:{self.port}" if self.port else ""
+
+    @property
+    def is_usable(self) -> bool:
+        """May be sent calls as far as health and operator go; room is another question."""
+        return self.health.state is State.HEALTHY and self.admin is Admin.ACTIVE and self.port != 0
+
+    @property
+    def is_coming(self) -> bool:
+        """Serves, or may serve again without anybody's doing."""
+        return self.admin is Admin.ACTIVE and self.phase in COMING
+
+    def takes(self, cost: Cost) -> bool:
+        return self.is_usable and not self.alone and self.room.takes(self.load, cost)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Replica {self.id} g{self.generation} {self.health.state.value} "
+            f"requests={self.load.requests} tokens={self.load.tokens}>"
+        )

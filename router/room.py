@@ -1,0 +1,127 @@
+"""How much a replica may hold at a time: told by the engine, or learned. Pure.
+
+Room is counted in requests and, where the engine tells its budget, in tokens. Permits
+(`max_concurrent_requests`) are a ceiling: an engine takes 128 calls and runs 16, and what lies in
+its private queue cannot go to another replica any more. So where no token budget is told, the
+request limit is learned: it starts low, doubles while the engine's own waiting time stays flat,
+then grows by one per round; it falls by a factor when that time rises, and at once on a refusal
+(AIMD, as in TCP; Chiu and Jain 1989).
+"""
+
+from dataclasses import dataclass
+
+from router.call import Cost
+
+FIRST_LIMIT = 8.0
+DEFAULT_PERMITS = 128
+BACK_OFF = 0.85
+SHED_BACK_OFF = 0.8
+FLAT_FACTOR = 2.0
+FLAT_SLACK_S = 0.1
+BASELINE_DRIFT = 1.02
+FIRST_PAUSE_S = 0.05
+MAX_PAUSE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What an engine said it takes: permits, tokens over all running calls, calls per batch."""
+
+    requests: int = DEFAULT_PERMITS
+    tokens: int | None = None
+    batch: int | None = None
+
+    @property
+    def is_told(self) -> bool:
+        return self.tokens is not None or self.batch is not None
+
+
+@dataclass(slots=True)
+class Load:
+    """What a replica holds now, by our own leases. Written by the dispatcher only."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
+class Room:
+    """One replica's limits; the dispatcher feeds it what each attempt showed."""
+
+    def __init__(self, capacity: Capacity | None = None, *, fixed: bool = False) -> None:
+        self.capacity = capacity or Capacity()
+        self._is_fixed = fixed
+        self._limit = FIRST_LIMIT
+        self._baseline_s: float | None = None
+        self._is_probing_up = True
+        self._lowered_s = float("-inf")
+        self._sheds = 0
+        self.is_paused = False
+        """Just refused a call: nothing is sent until the dispatcher's pause is over."""
+
+    @property
+    def requests(self) -> int:
+        """Requests it may hold now."""
+        ceiling = self.capacity.requests
+        if self.capacity.batch is not None:
+            ceiling = min(ceiling, self.capacity.batch)
+        return ceiling if self.capacity.is_told else max(1, min(ceiling, int(self._limit)))
+
+    def told(self, capacity: Capacity) -> None:
+        """The engine's own word; what the operator or the launcher fixed stands above it."""
+        if self._is_fixed:
+            capacity = Capacity(
+                requests=min(capacity.requests, self.capacity.requests),
+                tokens=self.capacity.tokens or capacity.tokens,
+                batch=self.capacity.batch or capacity.batch,
+            )
+        self.capacity = capacity
+
+    def takes(self, load: Load, cost: Cost) -> bool:
+        """An idle replica takes any call: the engine judges. Else it must fit beside the rest."""
+        if self.is_paused:
+            return False
+        if load.requests == 0:
+            return True
+        if load.requests + cost.requests > self.requests:
+            return False
+        budget = self.capacity.tokens
+        return budget is None or load.tokens + cost.reserve_tokens <= budget
+
+    def waited(self, engine_wait_s: float, load: Load, service_s: float, now_s: float) -> None:
+        """A call came back after waiting so long inside the engine; `load` is what was held."""
+        base_s = self._baseline_s
+        if base_s is None or engine_wait_s < base_s:
+            self._baseline_s = engine_wait_s
+        else:
+            self._baseline_s = min(base_s * BASELINE_DRIFT + 1e-4, engine_wait_s)
+            if engine_wait_s > base_s * FLAT_FACTOR + FLAT_SLACK_S:
+                self._lower(self._limit * BACK_OFF, service_s, now_s)
+                return
+        if load.requests >= int(self._limit) - 1:
+            self._limit += 1.0 if self._is_probing_up else 1.0 / self._limit
+            self._limit = min(self._limit, float(self.capacity.requests))
+
+    def queued(self, calls: int, load: Load, now_s: float) -> None:
+        """The engine's own gauge says that so many of our calls wait inside it."""
+        if calls > 0:
+            self._lower(max(1.0, load.requests - calls), 1.0, now_s)
+
+    def shed(self, load: Load, now_s: float) -> float:
+        """It refused a call while it held `load`; gives the seconds to leave it alone."""
+        self._sheds += 1
+        self.is_paused = True
+        self._is_probing_up = False
+        self._limit = max(1.0, min(self._limit, load.requests * SHED_BACK_OFF))
+        self._lowered_s = now_s
+        return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._sheds - 1, 10))
+
+    def served(self) -> None:
+        """It took a call: the next refusal pauses it for the shortest time again."""
+        self._sheds = 0
+
+    def _lower(self, limit: float, service_s: float, now_s: float) -> None:
+        """At most once per service time: what is in flight was sent under the old limit."""
+        self._is_probing_up = False
+        if now_s - self._lowered_s >= service_s:
+            self._limit = max(1.0, min(self._limit, limit))
+            self._lowered_s = now_s
