@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from launcher.config import EngineConfig, ModelConfig
     from launcher.placement import ReplicaSpec
 
-_RESERVED = {
+RESERVED = {
     "model-id": "models[].id",
     "version": "engine.version",
     "max-input-tokens": "models[].max_input_tokens",
     "max-total-tokens": "models[].max_total_tokens",
+    "max-input-length": "models[].max_input_tokens",
     "host": "runtime.host",
+    "hostname": "runtime.host",
     "port": "runtime.first_port",
+    "api-key": "API_KEY in engine.env, as ${NAME}: command lines can be read by anyone",
 }
 
 FLAGS: Mapping[str, Flag] = {
@@ -34,15 +37,26 @@ FLAGS: Mapping[str, Flag] = {
     "speed": Flag("number"),
     "time-scale": Flag("number"),
     "noise": Flag("number"),
+    "seed-noise": Flag("whole"),
+    "eos-rate": Flag("number"),
+    "load-s": Flag("number"),
+    "accept-then-close": Flag("switch"),
+    "faults": Flag("switch"),
+    "validation-workers": Flag("whole"),
     "max-concurrent-requests": Flag("whole"),
+    "max-best-of": Flag("whole"),
+    "max-stop-sequences": Flag("whole"),
+    "max-top-n-tokens": Flag("whole"),
+    "max-client-batch-size": Flag("whole"),
     "max-batch-prefill-tokens": Flag("whole"),
     "max-batch-total-tokens": Flag("whole"),
     "max-batch-size": Flag("whole"),
     "max-waiting-tokens": Flag("whole"),
     "waiting-served-ratio": Flag("number"),
-    "eos-rate": Flag("number"),
-    "load-s": Flag("number"),
-    "faults": Flag(),
+    "enable-prefill-logprobs": Flag("switch"),
+    "payload-limit": Flag("whole"),
+    "cors-allow-origin": Flag(),
+    "graceful-termination-timeout": Flag("whole"),
     "json-output": Flag("switch"),
 }
 
@@ -58,7 +72,7 @@ class SimulatorEngine:
         yield from check_version(engine.version)
         version = parse_version(engine.version) or LATEST
         for path, args in engine.all_args():
-            for bad in check_args(args, FLAGS, _RESERVED, version):
+            for bad in check_args(args, FLAGS, RESERVED, version):
                 yield Mismatch(path + bad.path, bad.found, bad.expected)
 
     def check_model(self, model: "ModelConfig", engine: "EngineConfig") -> Iterator[Mismatch]:
