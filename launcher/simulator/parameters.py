@@ -65,7 +65,7 @@ class Ask:
 
 _UNSIGNED, _UNSIGNED_32 = "an unsigned integer", "an unsigned 32-bit integer"
 _INTEGER, _NUMBER, _BOOLEAN = "a 32-bit integer", "a number", "a bool"
-_STRINGS, _ANY = "a list of strings", "anything"
+_STRING, _STRINGS, _ANY = "a string", "a list of strings", "anything"
 _RANGES = {
     _UNSIGNED: range(2**64),
     _UNSIGNED_32: range(2**32),
@@ -131,6 +131,8 @@ def _is_kind(value: Any, kind: str) -> bool:
         return kind == _BOOLEAN and isinstance(value, bool)
     if kind == _STRINGS:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind == _STRING:
+        return isinstance(value, str)
     if kind == _NUMBER:
         return isinstance(value, int | float)
     return isinstance(value, int) and value in _RANGES[kind]
