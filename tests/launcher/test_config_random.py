@@ -1,0 +1,132 @@
+"""Any mapping with a cluster config's keys is taken, or refused with reasons."""
+
+import pytest
+import yaml
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
+
+from launcher.config import (
+    ClusterConfig,
+    EngineConfig,
+    ModelConfig,
+    RestartConfig,
+    RuntimeConfig,
+    load_cluster_config,
+)
+from launcher.engines import ENGINES, simulator, tgi
+from launcher.placement import replica_specs
+from router.errors import ConfigError
+
+names = ["a", "a/b", "", "x" * 300, "é", "tgi", "simulator", "process", "1.4.4", "3.3", "latest"]
+values = [
+    "awq",
+    "fp8",
+    "float16",
+    "0",
+    "~",
+    "~/x",
+    "/tmp/x",
+    "rel",
+    "GPU-1",
+    "cuda:0",
+    "${HOME}",
+    "${",
+]
+words = st.sampled_from([*names, *values])
+plain = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), words, st.dates()
+)
+anything = st.recursive(
+    plain, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3)
+)
+
+
+def section(model, **better):
+    """Some keys of a model, each with a value that may suit it or not."""
+    keys = {key: st.one_of(better.get(key, anything), anything) for key in model.model_fields}
+    return st.fixed_dictionaries({}, optional=keys)
+
+
+args = st.dictionaries(
+    st.sampled_from(["zzz", *simulator.FLAGS, *tgi.FLAGS]),
+    st.one_of(plain, st.integers(0, 9)),
+    max_size=3,
+)
+engines = st.one_of(
+    words,
+    section(
+        EngineConfig,
+        name=st.sampled_from(["tgi", "simulator"]),
+        version=words,
+        args=args,
+        env=st.dictionaries(words, words, max_size=2),
+        per_replica=st.lists(args, max_size=3),
+        start_timeout_s=st.integers(1, 9),
+    ),
+)
+models = st.one_of(
+    words,
+    section(
+        ModelConfig,
+        id=words,
+        name=words,
+        devices=st.lists(st.one_of(words, st.integers(-1, 5)), max_size=4),
+        replicas=st.integers(0, 5),
+        max_input_tokens=st.integers(0, 5),
+        max_total_tokens=st.integers(0, 5),
+        engine=engines,
+    ),
+)
+configs = section(
+    ClusterConfig,
+    cluster=st.just("c"),
+    models=st.lists(models, min_size=1, max_size=3),
+    engine=engines,
+    runtime=section(RuntimeConfig, restart=section(RestartConfig)),
+    router=st.just({}),
+)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("random") / "c.yaml"
+
+
+def check(path, config):
+    path.write_text(yaml.safe_dump(config, allow_unicode=True, sort_keys=False))
+    try:
+        loaded = load_cluster_config(path)
+    except ConfigError as exc:
+        told = exc.problems
+    else:
+        event("taken")
+        specs = replica_specs(loaded)
+        assert len({spec.id for spec in specs}) == len(specs) > 0
+        for spec in specs:
+            assert all(ENGINES[spec.engine_name].command(spec, 31_000, "127.0.0.1").argv)
+        return
+    event("refused")
+    assert told
+    assert len({(problem.path, problem.found) for problem in told}) == len(told)
+
+
+@settings(max_examples=200, deadline=None)
+@given(configs)
+def test_any_mapping_is_taken_or_refused_with_reasons(path, config):
+    check(path, config)
+
+
+good_engines = st.one_of(
+    st.sampled_from(["tgi", "simulator"]),
+    st.fixed_dictionaries({"name": st.just("simulator")}, optional={"args": args}),
+)
+good_models = st.fixed_dictionaries(
+    {"id": st.text(min_size=1, max_size=5)},
+    optional={"replicas": st.integers(1, 3), "name": st.text(min_size=1, max_size=3)},
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(good_models, min_size=1, max_size=3), good_engines)
+def test_models_of_any_name_become_commands(path, some_models, engine):
+    check(path, {"models": some_models, "engine": engine})
