@@ -111,6 +111,13 @@ class Dispatcher:
         lease.replica.alone = False
         self.pump()
 
+    def first_token(self, lease: Lease) -> None:
+        """A stream began: the engine runs the call, so there may be room for more."""
+        before = lease.replica.room.requests
+        lease.replica.room.answered(None, lease.replica.load, self._service_s, self._clock())
+        if lease.replica.room.requests > before:
+            self.pump()
+
     def pump(self) -> None:
         """Gives room to waiting calls for as long as there is any."""
         if self._is_pumping or not len(self.queue):
@@ -152,7 +159,7 @@ class Dispatcher:
         2. else one of the few behind it, on any replica that is not kept for the head.
         """
         head = self.queue.head
-        if head is None or not any(_has_room(replica) for replica in self.pool):
+        if head is None or not any(replica.has_place for replica in self.pool):
             return None
         if replica := self._for_head(head):
             return head, replica
@@ -226,11 +233,9 @@ class Dispatcher:
         if outcome is not Outcome.DONE:
             return
         replica.served += 1
-        replica.room.served()
         self._rate.finished(now_s)
         self._service_s += 0.1 * (now_s - lease.granted_s - self._service_s)
-        if report.engine_wait_s is not None:
-            replica.room.waited(report.engine_wait_s, replica.load, self._service_s, now_s)
+        replica.room.answered(report.engine_wait_s, replica.load, self._service_s, now_s)
         self._learn_sizes(lease, report)
 
     def _learn_sizes(self, lease: Lease, report: Report) -> None:
@@ -293,13 +298,3 @@ class Dispatcher:
             if idle:
                 self._observer.idled(self.pool.model, idle * (now_s - self._accounted_s))
         self._accounted_s = now_s
-
-
-def _has_room(replica: Replica) -> bool:
-    """A cheap look before the queue is scanned."""
-    return (
-        replica.is_usable
-        and not replica.alone
-        and not replica.room.is_paused
-        and replica.load.requests < max(1, replica.room.requests)
-    )

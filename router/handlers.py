@@ -7,7 +7,7 @@ and `Sent` tells aiohttp that nothing is left to send. That is a private contrac
 
 import asyncio
 import logging
-import os
+import random
 import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -396,7 +396,7 @@ def _api_of(path: str) -> Api:
 def _request_id(request: web.BaseRequest) -> str:
     """The client's, when well-formed; else a new one."""
     given = request.headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else os.urandom(12).hex()
+    return given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(96):024x}"
 
 
 def _passed_on(request: web.BaseRequest, call_id: str) -> tuple[tuple[str, str], ...]:

@@ -133,6 +133,7 @@ class Pool:
 
     def set_admin(self, replica: Replica, admin: Admin) -> None:
         replica.admin = admin
+        _refresh(replica)
         self.changed()
 
     def on_event(self, replica: Replica, event: Event, reason: str) -> None:
@@ -141,6 +142,7 @@ class Pool:
             return
         before = replica.health.state
         after = replica.health.on(event, self._clock())
+        _refresh(replica)
         if before is not after:
             self._on_state_change(replica, before, after, reason)
             self.changed()
@@ -150,6 +152,15 @@ class Pool:
         others = sum(other.is_usable for other in self if other is not replica)
         ejected = sum(other.health.state is State.EJECTED for other in self)
         return others > 0 and ejected + 1 <= self._config.max_ejected_share * len(self)
+
+
+def _refresh(replica: Replica) -> None:
+    """Computed where it changes, because it is read for every replica at every decision."""
+    replica.is_usable = (
+        replica.health.state is State.HEALTHY
+        and replica.admin is Admin.ACTIVE
+        and replica.port != 0
+    )
 
 
 def _is_same(replica: Replica, member: Member) -> bool:

@@ -24,6 +24,8 @@ FIRST_DOWN_S = 0.1
 MAX_DOWN_S = 1.0
 DOWN_GROWTH = 1.5
 GAUGE_EVERY_S = 1.0
+GAUGE_FIRST_S = 0.2
+"""While the limit still doubles: the sooner the engine is full, the sooner it shows."""
 UNKNOWN_URL_S = 0.1
 
 
@@ -72,7 +74,8 @@ class Prober:
         elif replica.health.state is State.EJECTED:
             delay_s = max(replica.health.ejected_until_s - self._clock(), 0.01)
         elif _is_learning(replica):
-            delay_s = min(delay_s, GAUGE_EVERY_S)
+            is_doubling = replica.room.is_doubling
+            delay_s = min(delay_s, GAUGE_FIRST_S if is_doubling else GAUGE_EVERY_S)
         try:
             async with asyncio.timeout(delay_s):
                 await wake.wait()
@@ -125,7 +128,7 @@ class Prober:
             return
         queued = replica.dialect.engine_queue(body) if status == 200 else None
         if queued is not None:
-            replica.room.queued(queued, replica.load, self._clock())
+            replica.room.looked(queued, replica.load, self._clock())
 
     async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
         timeout_s = self._config.timeout_s

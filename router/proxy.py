@@ -182,7 +182,9 @@ class Proxy:
             exchange = await self._open(call, lease)
             opener.close()
             progress.phase = "relay"
-            report = await self._relay(call, lease, exchange, client, attempts, progress)
+            report = await self._relay(
+                call, lease, exchange, dispatcher, client, attempts, progress
+            )
             progress.report = report
             outcome = Outcome.DONE
             if progress.error:  # the engine's own error event, relayed as it was sent
@@ -235,6 +237,7 @@ class Proxy:
         call: Call,
         lease: Lease,
         exchange: Exchange,
+        dispatcher: Dispatcher,
         client: Client,
         attempts: Attempts,
         progress: Progress,
@@ -245,6 +248,7 @@ class Proxy:
         progress.first_event_s = self._clock() - call.arrived_s
         fields = _passed_back(head) + reply_headers(call, lease, progress, attempts)
         if exchange.is_stream or not exchange.is_done:
+            dispatcher.first_token(lease)
             return await self._relay_stream(call, lease, exchange, client, fields, progress)
         if client.has_started:  # the head went out while it waited: only an error can follow
             raise lease.replica.dialect.refused(head.status, exchange.body())

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from router.call import Cost
-from router.health import Health, State
+from router.health import Health
 from router.room import Load, Room
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class Replica:
     """When it last sent anything of a reply: as good as a passed probe."""
     alone: bool = False
     """It runs a suspect call and takes nothing beside it."""
+    is_usable: bool = False
+    """May be sent calls as far as health and operator go; kept by the pool. Room is another
+    question."""
     served: int = 0
     failed: int = 0
 
@@ -55,14 +58,20 @@ class Replica:
         return f"http://{self.host}:{self.port}" if self.port else ""
 
     @property
-    def is_usable(self) -> bool:
-        """May be sent calls as far as health and operator go; room is another question."""
-        return self.health.state is State.HEALTHY and self.admin is Admin.ACTIVE and self.port != 0
-
-    @property
     def is_coming(self) -> bool:
         """Serves, or may serve again without anybody's doing."""
         return self.admin is Admin.ACTIVE and self.phase in COMING
+
+    @property
+    def has_place(self) -> bool:
+        """A cheap look before a call's cost is compared."""
+        room = self.room
+        return (
+            self.is_usable
+            and not self.alone
+            and not room.is_paused
+            and self.load.requests < room.requests
+        )
 
     def takes(self, cost: Cost) -> bool:
         return self.is_usable and not self.alone and self.room.takes(self.load, cost)

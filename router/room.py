@@ -3,9 +3,11 @@
 Room is counted in requests and, where the engine tells its budget, in tokens. Permits
 (`max_concurrent_requests`) are a ceiling: an engine takes 128 calls and runs 16, and what lies in
 its private queue cannot go to another replica any more. So where no token budget is told, the
-request limit is learned: it starts low, doubles while the engine's own waiting time stays flat,
-then grows by one per round; it falls by a factor when that time rises, and at once on a refusal
-(AIMD, as in TCP; Chiu and Jain 1989).
+request limit is learned: it starts low and doubles from one look at the engine's queue gauge to the
+next while that stays empty, then grows by one per round; it falls to what the engine really runs
+when calls wait inside it, by a factor when a reply tells a long wait there, and at once on a
+refusal (AIMD, as in TCP; Chiu and Jain 1989). Time to first token is no signal here: it grows with
+the prompt.
 """
 
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from router.call import Cost
 
 FIRST_LIMIT = 8.0
 DEFAULT_PERMITS = 128
+GROWTH_PER_LOOK = 2.0
 BACK_OFF = 0.85
 SHED_BACK_OFF = 0.8
 FLAT_FACTOR = 2.0
@@ -49,22 +52,19 @@ class Room:
 
     def __init__(self, capacity: Capacity | None = None, *, fixed: bool = False) -> None:
         self.capacity = capacity or Capacity()
-        self._is_fixed = fixed
-        self._limit = FIRST_LIMIT
-        self._baseline_s: float | None = None
-        self._is_probing_up = True
-        self._lowered_s = float("-inf")
-        self._sheds = 0
+        self.requests = 1
+        """Requests it may hold now."""
         self.is_paused = False
         """Just refused a call: nothing is sent until the dispatcher's pause is over."""
-
-    @property
-    def requests(self) -> int:
-        """Requests it may hold now."""
-        ceiling = self.capacity.requests
-        if self.capacity.batch is not None:
-            ceiling = min(ceiling, self.capacity.batch)
-        return ceiling if self.capacity.is_told else max(1, min(ceiling, int(self._limit)))
+        self.is_doubling = True
+        """No sign of a full engine so far."""
+        self._is_fixed = fixed
+        self._limit = FIRST_LIMIT
+        self._growth_bound = FIRST_LIMIT * GROWTH_PER_LOOK
+        self._baseline_s: float | None = None
+        self._lowered_s = float("-inf")
+        self._sheds = 0
+        self._settle()
 
     def told(self, capacity: Capacity) -> None:
         """The engine's own word; what the operator or the launcher fixed stands above it."""
@@ -75,6 +75,7 @@ class Room:
                 batch=self.capacity.batch or capacity.batch,
             )
         self.capacity = capacity
+        self._settle()
 
     def takes(self, load: Load, cost: Cost) -> bool:
         """An idle replica takes any call: the engine judges. Else it must fit beside the rest."""
@@ -87,41 +88,59 @@ class Room:
         budget = self.capacity.tokens
         return budget is None or load.tokens + cost.reserve_tokens <= budget
 
-    def waited(self, engine_wait_s: float, load: Load, service_s: float, now_s: float) -> None:
-        """A call came back after waiting so long inside the engine; `load` is what was held."""
-        base_s = self._baseline_s
-        if base_s is None or engine_wait_s < base_s:
-            self._baseline_s = engine_wait_s
-        else:
-            self._baseline_s = min(base_s * BASELINE_DRIFT + 1e-4, engine_wait_s)
-            if engine_wait_s > base_s * FLAT_FACTOR + FLAT_SLACK_S:
-                self._lower(self._limit * BACK_OFF, service_s, now_s)
-                return
-        if load.requests >= int(self._limit) - 1:
-            self._limit += 1.0 if self._is_probing_up else 1.0 / self._limit
-            self._limit = min(self._limit, float(self.capacity.requests))
+    def answered(
+        self, engine_wait_s: float | None, load: Load, service_s: float, now_s: float
+    ) -> None:
+        """A call got its first token, or came back whole, while `load` was held.
 
-    def queued(self, calls: int, load: Load, now_s: float) -> None:
-        """The engine's own gauge says that so many of our calls wait inside it."""
-        if calls > 0:
-            self._lower(max(1.0, load.requests - calls), 1.0, now_s)
+        `engine_wait_s` is the wait inside the engine, where the reply tells it.
+        """
+        self._sheds = 0
+        if self.capacity.is_told:
+            return
+        if engine_wait_s is not None and self._is_long(engine_wait_s):
+            self._lower(self._limit * BACK_OFF, service_s, now_s)
+        elif load.requests >= self.requests - 1:
+            step = 1.0 if self.is_doubling else 1.0 / self._limit
+            self._limit = max(self._limit, min(self._limit + step, self._growth_bound))
+            self._settle()
+
+    def looked(self, queued: int, load: Load, now_s: float) -> None:
+        """The engine's own gauge says that so many calls wait inside it.
+
+        One or two may be on their way into the next step.
+        """
+        if queued > 1 + load.requests // 16:
+            self._lower(load.requests - queued + 1.0, 0.0, now_s)
+        self._growth_bound = self._limit * GROWTH_PER_LOOK
 
     def shed(self, load: Load, now_s: float) -> float:
         """It refused a call while it held `load`; gives the seconds to leave it alone."""
         self._sheds += 1
         self.is_paused = True
-        self._is_probing_up = False
-        self._limit = max(1.0, min(self._limit, load.requests * SHED_BACK_OFF))
-        self._lowered_s = now_s
+        self._lower(load.requests * SHED_BACK_OFF, 0.0, now_s)
         return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._sheds - 1, 10))
 
-    def served(self) -> None:
-        """It took a call: the next refusal pauses it for the shortest time again."""
-        self._sheds = 0
+    def _is_long(self, wait_s: float) -> bool:
+        """Against the shortest wait seen, which is let drift up slowly."""
+        base_s = self._baseline_s
+        if base_s is None or wait_s <= base_s:
+            self._baseline_s = wait_s
+            return False
+        self._baseline_s = min(base_s * BASELINE_DRIFT + 1e-4, wait_s)
+        return wait_s > base_s * FLAT_FACTOR + FLAT_SLACK_S
 
     def _lower(self, limit: float, service_s: float, now_s: float) -> None:
         """At most once per service time: what is in flight was sent under the old limit."""
-        self._is_probing_up = False
+        self.is_doubling = False
         if now_s - self._lowered_s >= service_s:
             self._limit = max(1.0, min(self._limit, limit))
             self._lowered_s = now_s
+            self._settle()
+
+    def _settle(self) -> None:
+        ceiling = self.capacity.requests
+        if self.capacity.batch is not None:
+            ceiling = min(ceiling, self.capacity.batch)
+        self._limit = min(self._limit, float(self.capacity.requests))
+        self.requests = ceiling if self.capacity.is_told else max(1, int(self._limit))
