@@ -203,7 +203,9 @@ class RouterKeeper:
         if process is None:
             return "it could not be started"
         lines = log_files.tail(self._folder.log(LOG_NAME), 20)
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        # A line in JSON is about a call, not about the router.
+        words = (line.strip() for line in reversed(lines) if not line.startswith("{"))
+        last = next(filter(None, words), "")
         detail = self._children.exit_of(process).detail
         return f"{detail} (last log line: {last[:200]})" if last else detail
 

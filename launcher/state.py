@@ -106,8 +106,9 @@ class StateFolder:
 class ClusterLock:
     """Held by the one launcher that may start and stop things in a state folder."""
 
-    def __init__(self, folder: StateFolder) -> None:
+    def __init__(self, folder: StateFolder, wait_s: float = 0.0) -> None:
         self._folder = folder
+        self._wait_s = wait_s
         self._fd: int | None = None
 
     def __enter__(self) -> "ClusterLock":
@@ -119,10 +120,10 @@ class ClusterLock:
     ) -> None:
         self.release()
 
-    def acquire(self, wait_s: float = 0.0) -> None:
-        """Take the lock, or raise a StateError that names who has it."""
+    def acquire(self) -> None:
+        """Take the lock, within `wait_s`, or raise a StateError that names who has it."""
         self._folder.create()
-        deadline_s = time.monotonic() + wait_s
+        deadline_s = time.monotonic() + self._wait_s
         try:
             fd = os.open(self._folder.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as exc:

@@ -169,7 +169,9 @@ def _with_config(status: ClusterStatus | None, cluster: Cluster) -> ClusterStatu
     missing = (
         ReplicaStatus(spec.id, spec.model) for spec in replica_specs(config) if spec.id not in known
     )
-    return replace(status, replicas=(*status.replicas, *missing))
+    return replace(
+        status, endpoint=status.endpoint or endpoint, replicas=(*status.replicas, *missing)
+    )
 
 
 async def _checked(
@@ -187,7 +189,8 @@ async def _check(replica: ReplicaStatus, *, supervised: bool) -> ReplicaStatus:
         if supervised or replica.url is None:
             return replica
         healthy = await _is_healthy(replica.url)
-        return replace(replica, phase=Phase.READY if healthy else Phase.LOADING, progress="")
+        phase = Phase.READY if healthy else Phase.LOADING
+        return replace(replica, phase=phase, progress="", reason="no launcher watches it")
     # 2. It does not, and a launcher is about to see to it.
     if supervised and replica.phase not in _RUNNING:
         return replica

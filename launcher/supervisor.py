@@ -56,7 +56,7 @@ class Supervisor:
         self._published: ClusterStatus | None = None
         self._adopted = 0
         self._epoch = 0
-        self._push_trouble = ""
+        self._troubled_beats = 0
 
     def request_stop(self) -> None:
         """Asked once: stop gracefully. Asked again: at once."""
@@ -183,9 +183,13 @@ class Supervisor:
             await self._catch_up_epoch()
         except RouterAway as exc:
             trouble = str(exc) if self._router.answering.is_set() else ""
-        if trouble and trouble != self._push_trouble:
+        self._note_trouble(trouble)
+
+    def _note_trouble(self, trouble: str) -> None:
+        """Once, and only if it lasts: a single miss is a router that has just ended."""
+        self._troubled_beats = self._troubled_beats + 1 if trouble else 0
+        if self._troubled_beats == 2:
             log.warning("router: %s", trouble)
-        self._push_trouble = trouble
 
     async def _catch_up_epoch(self) -> None:
         """The clock was set back since the last launcher: go on from the router's epoch."""

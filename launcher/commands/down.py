@@ -36,7 +36,8 @@ async def _run(cluster: Cluster, timeout_s: float | None) -> int:
         return 0
     if launcher is not None:
         await _stop_launcher(launcher, timeout_s)
-    with _locked(cluster):
+    # Held so that no launcher comes up in the middle of it.
+    with ClusterLock(cluster.folder, wait_s=_LOCK_WAIT_S):
         await _stop_rest(cluster, runtime, timeout_s)
     print(f"cluster {config.cluster}: stopped, nothing of it runs")
     return 0
@@ -50,13 +51,6 @@ async def _stop_launcher(launcher: ProcessId, timeout_s: float) -> None:
     print("launcher: not done in time, killed", flush=True)
     processes.send_signal(launcher, signal.SIGKILL)
     await exits.has_ended(launcher, _LOCK_WAIT_S)
-
-
-def _locked(cluster: Cluster) -> ClusterLock:
-    """So that no launcher comes up in the middle of it."""
-    lock = ClusterLock(cluster.folder)
-    lock.acquire(wait_s=_LOCK_WAIT_S)
-    return lock
 
 
 async def _stop_rest(cluster: Cluster, runtime: Runtime, timeout_s: float) -> None:

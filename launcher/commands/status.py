@@ -2,9 +2,12 @@
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 from launcher.cluster import Cluster
+
+_PIPE_WIDTH = 250
 
 
 def run(path: Path, *, as_json: bool = False) -> int:
@@ -18,5 +21,7 @@ def run(path: Path, *, as_json: bool = False) -> int:
 
     from launcher import view
 
-    Console(highlight=False, soft_wrap=True).print(view.render(current))
+    # A pipe has no width: lines stay whole there, for grep.
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    Console(highlight=False, width=width).print(view.render(current))
     return 0
