@@ -73,6 +73,11 @@ def refusal(fault: Fault | None) -> ApiError | None:
     return overloaded() if fault.mode == "overload" else generation_failed("injected fault")
 
 
+def breaks_stream(fault: Fault) -> bool:
+    """Whether the fault shows in the middle of a stream, after some of its events."""
+    return fault.mode not in ("none", "error_next", "overload", "unhealthy")
+
+
 def failure(fault: Fault | None, *, is_stream: bool) -> ApiError | None:
     """The error with which a call under way ends, if its fault is of that kind."""
     if fault is None or fault.mode not in ("die_mid_stream", "incomplete"):

@@ -19,7 +19,7 @@ from aiohttp.http import HttpVersion11
 
 from launcher.simulator.engine import Engine
 from launcher.simulator.errors import ApiError, incomplete
-from launcher.simulator.faults import Fault, Faults, failure, refusal
+from launcher.simulator.faults import Fault, Faults, breaks_stream, failure, refusal
 from launcher.simulator.generation import Sequence
 from launcher.simulator.gpu_presets import tokenise_s
 from launcher.simulator.metrics import Metrics
@@ -161,13 +161,13 @@ class Service:
         if transport is None:
             return response
         body = StreamBody(transport, is_chunked)
-        if fault:
+        if fault and breaks_stream(fault):
             body = FaultyBody(transport, is_chunked, fault, forms[0], self.settings.era)
         try:
             await self._fill(body, prompts, parameters, forms, fault)
         except ApiError as error:
             body.send(forms[0].error(self._counted(error)))
-        body.send(forms[0].end())
+        body.end(forms[0].end())
         return response
 
     async def _fill(

@@ -50,6 +50,10 @@ class StreamBody:
             self._transport.write(self._framed(data))
             self._written_s = time.monotonic()
 
+    def end(self, data: bytes) -> None:
+        """Write what follows the last event."""
+        StreamBody.send(self, data)
+
     def finish(self) -> None:
         """Say that nothing more will be sent."""
         if not self.done.done():

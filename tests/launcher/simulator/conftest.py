@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import io
 import re
 import subprocess
 import sys
@@ -29,7 +30,7 @@ class Simulator:
     port: int
 
     async def post(self, path, body, **headers):
-        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        data = io.BytesIO(body if isinstance(body, bytes) else orjson.dumps(body))
         async with self.session.post(path, data=data, headers={**JSON, **headers}) as reply:
             return reply.status, await reply.read(), reply.headers
 
@@ -71,7 +72,7 @@ async def _simulator(*argv: str, environ=None):
                 yield Simulator(service, session, host, port)
             finally:
                 running.cancel()
-        await runner.cleanup()
+                await runner.cleanup()
 
 
 @pytest.fixture
