@@ -111,7 +111,7 @@ def _add_own_flags(parser: argparse.ArgumentParser) -> None:
     add("--gpu", choices=tuple(GPU_PRESETS), default="a100", help="whose step times to use")
     add("--speed", type=_positive, default=1.0, help="GPU speed; 0.5 is a slow replica")
     add("--time-scale", type=_not_negative, default=1.0, help="all waits shorter; 0: none")
-    add("--noise", type=_not_negative, default=0.05, help="share by which step times vary")
+    add("--noise", type=_share, default=0.05, help="share by which step times vary")
     add("--seed-noise", type=int, default=0, help="makes that variation repeatable")
     add("--eos-rate", type=_share, default=0.0, help="chance of each token to end the text")
     add("--load-s", type=_not_negative, default=1.0, help="load time before the port is bound")
