@@ -22,6 +22,7 @@ from router.request_queue import RequestQueue, Ticket
 from router.retry import Attempts
 
 MIN_QUEUE_CALLS = 64
+MAX_QUEUE_CALLS = 100_000
 QUEUE_CALLS_PER_SLOT = 4
 UNKNOWN_START_S = 15.0
 """Retry-After while nothing finishes and no start has been timed."""
@@ -263,7 +264,8 @@ class Dispatcher:
             )
         bound = self._config.max_calls
         if bound is None:
-            bound = max(MIN_QUEUE_CALLS, QUEUE_CALLS_PER_SLOT * self.pool.slots)
+            bound = QUEUE_CALLS_PER_SLOT * self.pool.slots
+            bound = min(max(MIN_QUEUE_CALLS, bound), MAX_QUEUE_CALLS)
         self.queue.max_calls = bound
         if reason := self.queue.refusal(call):
             self._observer.shed("queue_full")

@@ -86,8 +86,8 @@ class Pool:
 
     @property
     def slots(self) -> int:
-        """Requests all replicas may hold, as far as known."""
-        return sum(replica.room.requests for replica in self)
+        """Requests all replicas could hold at the very most."""
+        return sum(replica.room.capacity.ceiling for replica in self)
 
     def cost(self, ask: Ask) -> Cost:
         dialect = next((replica.dialect for replica in self), DIALECTS["tgi"])

@@ -61,7 +61,7 @@ class Prober:
                 is_up = replica.health.state is State.HEALTHY
                 down_s = FIRST_DOWN_S if is_up else min(MAX_DOWN_S, down_s * DOWN_GROWTH)
                 due_s = self._clock() + (self._config.interval_s if is_up else down_s)
-            await self._scrape(replica)
+            await self._scrape(pool, replica)
             wake.clear()
             if await self._pause(replica, wake, due_s):
                 down_s, due_s = FIRST_DOWN_S, self._clock() + FIRST_DOWN_S
@@ -118,7 +118,7 @@ class Prober:
             info = EngineInfo()
         pool.learn(replica, info)
 
-    async def _scrape(self, replica: Replica) -> None:
+    async def _scrape(self, pool: Pool, replica: Replica) -> None:
         """The engine's own queue, where the limit has to be learned; no news is no news."""
         if not _is_learning(replica) or not replica.load.requests:
             return
@@ -129,6 +129,7 @@ class Prober:
         queued = replica.dialect.engine_queue(body) if status == 200 else None
         if queued is not None:
             replica.room.looked(queued, replica.load, self._clock())
+            pool.changed()
 
     async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
         timeout_s = self._config.timeout_s

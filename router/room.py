@@ -35,6 +35,11 @@ class Capacity:
     batch: int | None = None
 
     @property
+    def ceiling(self) -> int:
+        """Requests it could hold at the very most."""
+        return self.requests if self.batch is None else min(self.requests, self.batch)
+
+    @property
     def is_told(self) -> bool:
         return self.tokens is not None or self.batch is not None
 
@@ -108,11 +113,15 @@ class Room:
     def looked(self, queued: int, load: Load, now_s: float) -> None:
         """The engine's own gauge says that so many calls wait inside it.
 
-        One or two may be on their way into the next step.
+        One or two may be on their way into the next step. Long streams answer once and then run
+        for minutes, so an empty gauge raises the limit by itself.
         """
         if queued > 1 + load.requests // 16:
             self._lower(load.requests - queued + 1.0, 0.0, now_s)
+        elif load.requests >= self.requests - 1:
+            self._limit = self._limit * GROWTH_PER_LOOK if self.is_doubling else self._limit + 1.0
         self._growth_bound = self._limit * GROWTH_PER_LOOK
+        self._settle()
 
     def shed(self, load: Load, now_s: float) -> float:
         """It refused a call while it held `load`; gives the seconds to leave it alone."""
@@ -139,8 +148,6 @@ class Room:
             self._settle()
 
     def _settle(self) -> None:
-        ceiling = self.capacity.requests
-        if self.capacity.batch is not None:
-            ceiling = min(ceiling, self.capacity.batch)
-        self._limit = min(self._limit, float(self.capacity.requests))
+        ceiling = self.capacity.ceiling
+        self._limit = min(self._limit, float(ceiling))
         self.requests = ceiling if self.capacity.is_told else max(1, int(self._limit))
