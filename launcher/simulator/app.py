@@ -94,6 +94,9 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         return web.Response(text=rejection.text, status=rejection.status)
     except web.HTTPMethodNotAllowed as refused:
         return web.Response(status=405, headers={"allow": refused.headers.get("Allow", "")})
+    except ConnectionResetError:
+        # The client left before its reply began: nobody reads this one.
+        return web.Response(status=499)
     except web.HTTPException as refused:
         return web.Response(status=refused.status)
 

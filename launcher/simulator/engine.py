@@ -85,8 +85,14 @@ class Engine:
             self._step_waiters.append(waiter)
             await waiter
         if not self._is_proven:
-            await asyncio.sleep(self._real_s(self._settings.gpu.prefill_s(1)))
+            await asyncio.sleep(self.step_wait_s(self._settings.gpu.prefill_s(1)))
             self._is_proven = True
+
+    def step_wait_s(self, gpu_s: float) -> float:
+        """Real seconds that ``gpu_s`` of the preset GPU's work take here and now."""
+        pace = self._settings.pace
+        noise = 1.0 + pace.noise * self._noise.uniform(-1.0, 1.0)
+        return pace.waited_s(gpu_s * noise / pace.speed)
 
     async def run(self) -> None:
         """Step for ever; cancelled by its owner at shutdown."""
@@ -101,7 +107,7 @@ class Engine:
 
     async def _pass_time(self, step: Step) -> None:
         gpu = self._settings.gpu
-        duration_s = self._real_s(gpu.step_s(step.prefill_tokens, step.decoding))
+        duration_s = self.step_wait_s(gpu.step_s(step.prefill_tokens, step.decoding))
         now_s = time.monotonic()
         # The GPU does not wait for this process to write its events, nor for timers that fire a
         # little late: the next step starts where the last one ended, unless that is long ago.
@@ -114,11 +120,6 @@ class Engine:
             sequence.started_s = sequence.started_s or now_s
         await asyncio.sleep(max(self._step_end_s - now_s, 0.0))
         self._metrics.step("prefill" if step.prefill_tokens else "decode", duration_s)
-
-    def _real_s(self, gpu_s: float) -> float:
-        pace = self._settings.pace
-        noise = 1.0 + pace.noise * self._noise.uniform(-1.0, 1.0)
-        return pace.waited_s(gpu_s * noise / pace.speed)
 
     def _finish(self, step: Step) -> None:
         self._is_stepping = False

@@ -1,7 +1,19 @@
 """Faults on demand, for tests of whatever stands in front of an engine.
 
-``POST /simulator/faults`` arms one (only with ``--faults``); the next ``count`` generation calls
-take it. ``FaultyBody`` is a stream's body that breaks after so many events.
+``POST /simulator/faults`` with ``{"mode", "after_events"?, "count"?}`` arms one (only with
+``--faults``); the next ``count`` generation calls take it.
+
+=============== =================================================================================
+error_next      the call fails with 424, on a stream in the first event
+overload        the call is refused with 429, on a stream in the first event
+die_mid_stream  a generation error after ``after_events`` tokens: 424, or an event in the stream
+incomplete      the same as an end without a last token: 500, or an event in the stream
+cut_mid_event   the connection closes in the middle of an event's, or the body's, bytes
+wrong_length    a length is announced that is longer than what comes
+garbage         bytes that are no HTTP, or after ``after_events`` an event that is no JSON
+hang            nothing comes any more, not even a comment, until the client leaves
+unhealthy       ``/health`` answers 503; generation calls are spared
+=============== =================================================================================
 """
 
 from __future__ import annotations

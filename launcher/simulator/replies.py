@@ -10,10 +10,9 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from launcher.simulator.broken_reply import CONNECTION_FAULTS, faulty_reply
 from launcher.simulator.faults import Fault
-from launcher.simulator.service import Collected, Service, faulty_reply
-
-_BROKEN = ("hang", "garbage", "cut_mid_event", "wrong_length")
+from launcher.simulator.service import Collected, Service
 
 
 def json_reply(
@@ -32,7 +31,7 @@ async def generation_reply(
 ) -> web.StreamResponse:
     """A generation's answer; broken on purpose if a fault says so."""
     data = orjson.dumps(value)
-    if fault and fault.mode in _BROKEN:
+    if fault and fault.mode in CONNECTION_FAULTS:
         return await faulty_reply(request, fault, data)
     return json_reply(data, headers=timing_headers(service, collected))
 

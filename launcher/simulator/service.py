@@ -12,30 +12,25 @@ import secrets
 import time
 from collections.abc import Sequence as Listed
 from dataclasses import dataclass
-from typing import cast
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
+from launcher.simulator.broken_reply import faulty_reply
 from launcher.simulator.engine import Engine
 from launcher.simulator.errors import ApiError, incomplete
-from launcher.simulator.faults import Fault, Faults, breaks_stream, failure, refusal
+from launcher.simulator.faults import Fault, Faults, breaks_stream, refusal
 from launcher.simulator.generation import Sequence
 from launcher.simulator.gpu_presets import tokenise_s
+from launcher.simulator.listeners import Collector, Countdown, StreamListener
 from launcher.simulator.metrics import Metrics
 from launcher.simulator.parameters import Ask, Parameters, check, check_streamable
 from launcher.simulator.settings import Settings
-from launcher.simulator.stream_body import (
-    Countdown,
-    FaultyBody,
-    StreamBody,
-    StreamFormat,
-    StreamListener,
-)
-from launcher.simulator.tokens import Token, TokenModel
+from launcher.simulator.stream_body import FaultyBody, StreamBody, StreamFormat
+from launcher.simulator.tokens import TokenModel
 
 COMMENT_EVERY_S = 15.0
-#: Faults that concern the connection, not the answer; see ``faulty_reply``.
+#: Faults that show before a stream has begun.
 _BEFORE_HEAD = ("hang", "garbage")
 
 
@@ -46,30 +41,6 @@ class Collected:
     sequences: list[Sequence]
     arrived_s: float
     finished_s: float
-
-
-class _Collector:
-    """Waits until all sequences of a unary call are over."""
-
-    def __init__(self, sequences: int, fault: Fault | None) -> None:
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._countdown = Countdown(sequences)
-        self._fault = fault
-
-    def token(self, sequence: Sequence, token: Token) -> None:
-        fault = self._fault
-        error = failure(fault, is_stream=False)
-        if fault and error and len(sequence.tokens) > fault.after_events:
-            self.fail(error)
-        if sequence.ask.parameters.top_n_tokens:
-            sequence.top_tokens.append(sequence.ranked())
-        is_over = sequence.finish_reason is not None and self._countdown.count_down()
-        if is_over and not self.done.done():
-            self.done.set_result(None)
-
-    def fail(self, error: ApiError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 class Service:
@@ -123,7 +94,7 @@ class Service:
             raise self._counted(error) from None
         try:
             asks = [await self._checked(prompt, parameters) for prompt in prompts]
-            collector = _Collector(sum(ask.sequences for ask in asks), fault)
+            collector = Collector(sum(ask.sequences for ask in asks), fault)
             for ask in asks:
                 sequences += [self._sequence(ask, collector) for _ in range(ask.sequences)]
             for sequence in sequences:
@@ -224,7 +195,7 @@ class Service:
         self.metrics.observe("tgi_request_max_new_tokens", ask.max_new_tokens)
         return ask
 
-    def _sequence(self, ask: Ask, listener: StreamListener | _Collector) -> Sequence:
+    def _sequence(self, ask: Ask, listener: StreamListener | Collector) -> Sequence:
         seed = None
         if ask.parameters.samples:
             given = ask.parameters.seed
@@ -278,19 +249,3 @@ class Service:
     @staticmethod
     def _now_s() -> float:
         return time.monotonic()
-
-
-async def faulty_reply(request: web.Request, fault: Fault, body: bytes) -> web.StreamResponse:
-    """Break a reply on the level of the connection: say nothing, or say the wrong bytes."""
-    transport = cast(asyncio.Transport, request.transport)
-    if fault.mode == "hang":
-        await asyncio.get_running_loop().create_future()
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-    if fault.mode == "garbage":
-        transport.write(b"\x16\x03\xff this is not HTTP \x00\r\n\r\n")
-    elif fault.mode == "cut_mid_event":
-        transport.write(head % len(body) + body[: len(body) // 2])
-    elif fault.mode == "wrong_length":
-        transport.write(head % (len(body) + 100) + body)
-    transport.close()
-    return web.Response()

@@ -124,35 +124,3 @@ class FaultyBody(StreamBody):
         self._transport.write(framed)
         self._transport.close()
         self.finish()
-
-
-class StreamListener:
-    """Hands one sequence's tokens to a body; the body ends with the last of its listeners."""
-
-    def __init__(self, body: StreamBody, form: StreamFormat, group: Countdown) -> None:
-        self._body = body
-        self._form = form
-        self._group = group
-
-    def token(self, sequence: Sequence, token: Token) -> None:
-        self._body.send(self._form.token(sequence, token))
-        if sequence.finish_reason is not None and self._group.count_down():
-            self._body.finish()
-
-    def fail(self, error: ApiError) -> None:
-        self._body.send(self._form.error(error))
-        self._body.finish()
-
-
-class Countdown:
-    """How many sequences of one reply are still running."""
-
-    __slots__ = ("_left",)
-
-    def __init__(self, count: int) -> None:
-        self._left = count
-
-    def count_down(self) -> bool:
-        """One sequence is over; True if it was the last."""
-        self._left -= 1
-        return self._left == 0

@@ -90,6 +90,28 @@ async def test_a_client_that_leaves_frees_permit_and_batch(simulator, version):
             assert after["tgi_batch_current_max_tokens"] == "0"
 
 
+async def test_clients_that_leave_at_once_are_no_errors(simulator, caplog):
+    body = orjson.dumps(ask(3))
+    head = b"POST /generate_stream HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    request = head + b"content-length: %d\r\n\r\n" % len(body) + body
+    async with simulator() as sim:
+        for _ in range(50):
+            _, writer = await asyncio.open_connection(sim.host, sim.port)
+            writer.write(request)
+            writer.transport.abort()
+        assert (await sim.post("/generate", ask()))[0] == 200
+        await until(lambda: sim.service.engine.permits_left == 128)
+        await sim.service.wait_until_idle()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("version", ["1.4.4", "2.3.0", "3.3.5"])
+async def test_fresh_engine_is_healthy(simulator, version):
+    async with simulator("--version", version) as sim:
+        for path in ("/health", "/ping", "/"):
+            assert (await sim.get(path))[:2] == (200, b"")
+
+
 async def test_fresh_metrics_have_no_series(simulator):
     async with simulator() as sim:
         assert await scrape(sim) == {}

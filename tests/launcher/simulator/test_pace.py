@@ -32,13 +32,13 @@ def test_time_scale_shortens_every_wait(scale, expected):
 async def test_speed_is_of_the_gpu_alone(speed, scale, expected):
     argv = ["--speed", str(speed), "--time-scale", str(scale), "--noise", "0"]
     engine = Engine(parse(argv, {}), metrics=None)
-    assert engine._real_s(1.0) == pytest.approx(expected)
+    assert engine.step_wait_s(1.0) == pytest.approx(expected)
 
 
 async def test_noise_is_bounded_and_repeatable():
     def draws():
         engine = Engine(parse(["--noise", "0.05", "--seed-noise", "3"], {}), metrics=None)
-        return [engine._real_s(1.0) for _ in range(200)]
+        return [engine.step_wait_s(1.0) for _ in range(200)]
 
     assert draws() == draws()
     assert len(set(draws())) > 150
