@@ -6,7 +6,8 @@ be asked without anybody noticing. What that costs depends on whose fault it was
  1. the client has received an event, or the error allows no retry: give up;
  2. the replica is full: ask elsewhere, as often as the deadline allows;
  3. the replica died: back to the head of the queue; but a call that was in flight at
-    `max_deaths` deaths is a suspect and is tried alone, and if that replica dies too, refused;
+    `max_deaths` deaths is a suspect and is tried alone, and if that replica dies too, refused.
+    A replica that could not be reached has not seen the call, so that is no death of its making;
  4. a fault or a time-out, for which the call may be to blame: costs retry budget.
 """
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from router.config import RetryConfig
-from router.errors import Retry, RouterError
+from router.errors import ConnectFailed, Retry, RouterError
 
 
 class Step(Enum):
@@ -71,17 +72,18 @@ def next_step(
     if error.retry is Retry.ELSEWHERE:
         return Step.AGAIN
     if error.retry is Retry.SAFE:
-        return _after_death(attempts, config)
+        was_in_flight = not isinstance(error, ConnectFailed)
+        return _after_death(attempts, config, was_in_flight=was_in_flight)
     if attempts.budgeted >= config.max_attempts or not budget.spend():
         return Step.GIVE_UP
     attempts.budgeted += 1
     return Step.AGAIN
 
 
-def _after_death(attempts: Attempts, config: RetryConfig) -> Step:
-    attempts.deaths += 1
+def _after_death(attempts: Attempts, config: RetryConfig, *, was_in_flight: bool) -> Step:
+    attempts.deaths += was_in_flight
     if attempts.alone:
-        return Step.REFUSE
+        return Step.REFUSE if was_in_flight else Step.ALONE
     if attempts.deaths >= config.max_deaths:
         attempts.alone = True
         return Step.ALONE

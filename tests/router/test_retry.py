@@ -1,0 +1,165 @@
+"""Whether a failed attempt is followed by another: each error, the budget, the poison rule."""
+
+import pytest
+
+from router.config import RetryConfig
+from router.errors import (
+    BodyTooLarge,
+    CallTimeout,
+    ClientGone,
+    ConnectFailed,
+    InvalidRequest,
+    NoReplica,
+    QueueFull,
+    QueueTimeout,
+    ReplicaLost,
+    UpstreamBroken,
+    UpstreamFault,
+    UpstreamRefusal,
+    UpstreamShed,
+    UpstreamTimeout,
+)
+from router.retry import Attempts, RetryBudget, Step, next_step
+
+CONFIG = RetryConfig(max_attempts=3, max_deaths=2)
+REPLICA_SIDE = [
+    UpstreamShed("x"),
+    ConnectFailed("x"),
+    ReplicaLost("x"),
+    UpstreamBroken("x"),
+    UpstreamTimeout("x"),
+    UpstreamFault("x"),
+]
+FINAL = [
+    InvalidRequest("x"),
+    BodyTooLarge("x"),
+    ClientGone("x"),
+    QueueFull("x"),
+    QueueTimeout("x"),
+    NoReplica("x"),
+    CallTimeout("x"),
+    UpstreamRefusal("x", status=422, error_type="validation"),
+]
+
+
+def name(error):
+    return type(error).__name__
+
+
+def step(error, attempts=None, budget=None, *, config=CONFIG, is_committed=False):
+    return next_step(
+        error,
+        attempts or Attempts(count=1),
+        budget or RetryBudget(0.2),
+        config,
+        is_committed=is_committed,
+    )
+
+
+@pytest.mark.parametrize("error", [*REPLICA_SIDE, *FINAL], ids=name)
+def test_nothing_is_tried_again_once_the_client_has_seen_an_event(error):
+    attempts, budget = Attempts(count=1), RetryBudget(0.2)
+    assert step(error, attempts, budget, is_committed=True) is Step.GIVE_UP
+    assert budget.tokens == budget.burst
+    assert attempts.deaths == 0
+
+
+@pytest.mark.parametrize("error", FINAL, ids=name)
+def test_what_is_not_the_replicas_fault_is_final(error):
+    assert step(error) is Step.GIVE_UP
+    assert not error.hurts_health
+
+
+def test_a_full_replica_costs_nothing_however_often():
+    attempts, budget = Attempts(count=1), RetryBudget(0.2)
+    for _ in range(100):
+        assert step(UpstreamShed("x"), attempts, budget) is Step.AGAIN
+    assert budget.tokens == budget.burst
+
+
+@pytest.mark.parametrize("error", [ConnectFailed("x"), ReplicaLost("x")], ids=name)
+def test_a_dead_replica_sends_the_call_to_the_head_and_costs_no_budget(error):
+    attempts, budget = Attempts(count=1), RetryBudget(0.2)
+    assert step(error, attempts, budget) is Step.AGAIN_FIRST
+    assert budget.tokens == budget.burst
+    assert not attempts.alone
+
+
+def test_a_call_that_two_replicas_died_with_is_tried_alone_and_then_refused():
+    attempts = Attempts(count=1)
+    steps = [step(ReplicaLost("x"), attempts) for _ in range(3)]
+    assert steps == [Step.AGAIN_FIRST, Step.ALONE, Step.REFUSE]
+
+
+@pytest.mark.parametrize("deaths", [1, 2, 5])
+def test_the_number_of_deaths_is_configured(deaths):
+    attempts, config = Attempts(count=1), RetryConfig(max_deaths=deaths)
+    steps = [step(ReplicaLost("x"), attempts, config=config) for _ in range(deaths + 1)]
+    assert steps == [Step.AGAIN_FIRST] * (deaths - 1) + [Step.ALONE, Step.REFUSE]
+
+
+def test_a_refused_connection_never_makes_a_call_suspect():
+    """The replica has seen nothing of the call: it cannot have died of it."""
+    attempts = Attempts(count=1)
+    steps = {step(ConnectFailed("x"), attempts) for _ in range(20)}
+    assert steps == {Step.AGAIN_FIRST}
+
+
+def test_a_suspect_whose_lone_replica_refuses_the_connection_is_tried_alone_again():
+    attempts = Attempts(count=3, deaths=2, alone=True)
+    assert step(ConnectFailed("x"), attempts) in (Step.ALONE, Step.AGAIN_FIRST)
+    assert attempts.alone
+
+
+@pytest.mark.parametrize(
+    "error", [UpstreamTimeout("x"), UpstreamFault("x"), UpstreamBroken("x")], ids=name
+)
+def test_faults_and_timeouts_cost_budget_and_are_bounded_per_call(error):
+    attempts, budget = Attempts(count=1), RetryBudget(0.2)
+    steps = [step(error, attempts, budget) for _ in range(3)]
+    assert steps == [Step.AGAIN, Step.AGAIN, Step.GIVE_UP]
+    assert budget.tokens == budget.burst - 2
+
+
+def test_one_attempt_means_no_budgeted_retry():
+    assert step(UpstreamFault("x"), config=RetryConfig(max_attempts=1)) is Step.GIVE_UP
+
+
+def test_deaths_and_sheds_do_not_use_up_the_attempts_that_cost_budget():
+    attempts = Attempts(count=1)
+    step(UpstreamShed("x"), attempts)
+    step(ReplicaLost("x"), attempts)
+    assert step(UpstreamFault("x"), attempts) is Step.AGAIN
+
+
+def test_an_empty_budget_ends_the_call():
+    budget = RetryBudget(0.2, burst=1.0)
+    assert step(UpstreamFault("x"), budget=budget) is Step.AGAIN
+    assert step(UpstreamFault("x"), budget=budget) is Step.GIVE_UP
+
+
+def test_five_served_calls_earn_one_retry():
+    budget = RetryBudget(0.2, burst=2.0)
+    assert budget.spend()
+    assert budget.spend()
+    for _ in range(4):
+        budget.earn()
+    assert not budget.spend()
+    budget.earn()
+    assert budget.spend()
+    assert not budget.spend()
+
+
+def test_the_budget_never_grows_over_its_burst():
+    budget = RetryBudget(0.5, burst=3.0)
+    for _ in range(1000):
+        budget.earn()
+    assert [budget.spend() for _ in range(4)] == [True, True, True, False]
+
+
+def test_a_share_of_zero_allows_the_burst_only():
+    budget = RetryBudget(0.0, burst=1.0)
+    assert budget.spend()
+    for _ in range(1000):
+        budget.earn()
+    assert not budget.spend()
