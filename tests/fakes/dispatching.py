@@ -1,0 +1,171 @@
+"""A dispatcher over replicas that exist only as records: no sockets, the loop's clock.
+
+What a call costs is written, not estimated: `call(input_tokens=…, new_tokens=…)` reserves their sum
+on every replica, because a character is a token here.
+"""
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+from router.call import Ask, Call
+from router.config import HealthConfig, QueueConfig
+from router.dispatcher import Dispatcher
+from router.health import Event
+from router.lease import Lease, Outcome, Report
+from router.policies import POLICIES
+from router.pool import Member, Pool
+from router.replica import Replica
+from router.retry import Attempts
+
+
+@dataclass
+class Seen:
+    """The dispatcher's observer: everything it was told."""
+
+    waits: list[float] = field(default_factory=list)
+    sheds: list[str] = field(default_factory=list)
+    idle_s: float = 0.0
+
+    def waited(self, model, wait_s):
+        self.waits.append(wait_s)
+
+    def shed(self, reason):
+        self.sheds.append(reason)
+
+    def idled(self, model, idle_s):
+        self.idle_s += idle_s
+
+    def tokens(self, model, report):
+        pass
+
+
+class World:
+    """One pool, its dispatcher, and calls of known size."""
+
+    def __init__(self, clock, *, policy="least_tokens", queue=None, health=None):
+        self.clock = clock
+        self.seen = Seen()
+        self.changes: list[tuple[str, str, str]] = []
+        self.pool = Pool("m", health or HealthConfig(), clock, self._on_change)
+        self.pool.estimates.chars_per_token = 1.0
+        self.dispatcher = Dispatcher(
+            self.pool, POLICIES[policy](), queue or QueueConfig(), self.seen, clock
+        )
+        self.leases: list[Lease] = []
+        self._members: dict[str, Member] = {}
+        self._calls = 0
+
+    def _on_change(self, replica, before, after, reason):
+        self.changes.append((replica.id, before.value, after.value))
+
+    # ---- replicas ----
+
+    def sync(self, *members: Member, draining=()):
+        self._members = {member.id: member for member in members}
+        return self.pool.sync(list(members), frozenset(draining))
+
+    def add(self, *ids: str, up=True, **fields) -> list[Replica]:
+        """Joins replicas with room for `requests` calls and `tokens` tokens."""
+        fresh = [self.member(name, **fields) for name in ids]
+        self.sync(*self._members.values(), *fresh)
+        if up:
+            for name in ids:
+                self.up(name)
+        return [self[name] for name in ids]
+
+    @staticmethod
+    def member(name, *, generation=1, requests=4, tokens=None, port=80, phase="ready"):
+        return Member(
+            id=name,
+            generation=generation,
+            host="127.0.0.1",
+            port=port,
+            model="m",
+            phase=phase,
+            max_requests=requests,
+            max_tokens=tokens,
+        )
+
+    def __getitem__(self, name: str) -> Replica:
+        replica = self.pool.get(name)
+        assert replica is not None
+        return replica
+
+    def up(self, name: str):
+        for _ in range(2):
+            self.pool.on_event(self[name], Event.PROBE_OK, "test")
+
+    def down(self, name: str):
+        self.pool.on_event(self[name], Event.REFUSED, "test")
+
+    # ---- calls ----
+
+    def call(self, *, input_tokens=10, new_tokens=10, body=b"{}", wait_s=60.0, sequences=1):
+        self._calls += 1
+        now_s = self.clock()
+        return Call(
+            id=f"call-{self._calls}",
+            route="/generate",
+            ask=Ask(input_chars=input_tokens, new_tokens=new_tokens, sequences=sequences),
+            body=body,
+            headers=(),
+            arrived_s=now_s,
+            queue_deadline_s=now_s + wait_s,
+            deadline_s=now_s + 1800.0,
+        )
+
+    async def acquire(self, call=None, attempts=None, *, is_retry=False, **fields) -> Lease:
+        call = call or self.call(**fields)
+        lease = await self.dispatcher.acquire(call, attempts or Attempts(), is_retry=is_retry)
+        self.leases.append(lease)
+        return lease
+
+    def waiting(self, *args, **fields) -> "asyncio.Task[Lease]":
+        return asyncio.get_running_loop().create_task(self.acquire(*args, **fields))
+
+    def end(self, lease, outcome=Outcome.DONE, report=None):
+        self.dispatcher.release(lease, outcome, report or Report())
+        if lease in self.leases:
+            self.leases.remove(lease)
+
+    def end_all(self):
+        """Every open lease ends, and those that this lets in, until nothing moves."""
+        while self.leases:
+            self.end(self.leases[-1])
+
+    # ---- what must always hold ----
+
+    def check(self, *gone: Replica):
+        """Loads are exactly the open leases; nobody waits who could run."""
+        dispatcher = self.dispatcher
+        dispatcher.pump()
+        assert dispatcher.open_leases >= 0
+        granted = [
+            ticket
+            for ticket in dispatcher.queue
+            if ticket.grant.done() and not ticket.grant.cancelled()
+        ]
+        assert not granted, "a granted call still stands in the queue"
+        for replica in (*self.pool, *gone):
+            assert replica.load.requests >= 0
+            assert replica.load.tokens >= 0
+
+    def check_at_rest(self):
+        dispatcher = self.dispatcher
+        assert dispatcher.open_leases == 0
+        assert len(dispatcher.queue) == 0
+        assert dispatcher.queue.waiting_bytes == 0
+        for replica in self.pool:
+            assert (replica.load.requests, replica.load.tokens) == (0, 0)
+            assert not replica.alone
+
+
+async def settle(rounds: int = 10):
+    """Lets everything that is ready run; the clock stands still."""
+    for _ in range(rounds):
+        await asyncio.sleep(0)
+
+
+def seeds(count: int) -> list[int]:
+    return [random.Random(position).randrange(2**32) for position in range(count)]

@@ -1,0 +1,198 @@
+"""Health states: every pair of state and event, thresholds, ejection times, and the two guards."""
+
+import itertools
+
+import pytest
+
+from router.config import HealthConfig
+from router.health import Event, Health, State
+
+pytestmark = pytest.mark.virtual_time
+CONFIG = HealthConfig(fall=3, rise=2, eject_after=5, eject_base_s=10, eject_max_s=60)
+QUICK = HealthConfig(fall=1, rise=1, eject_after=1, eject_base_s=10, eject_max_s=60)
+U, H, D, E = State.UNKNOWN, State.HEALTHY, State.UNHEALTHY, State.EJECTED
+
+# One event with every threshold at 1, so that it has its full effect.
+EFFECTS = {
+    Event.PROBE_OK: {U: H, H: H, D: H, E: E},
+    Event.PROBE_FAIL: {U: D, H: D, D: D, E: E},
+    Event.REFUSED: {U: D, H: D, D: D, E: D},
+    Event.CALL_OK: {U: U, H: H, D: D, E: E},
+    Event.CALL_FAIL: {U: U, H: E, D: D, E: E},
+    Event.TIME_UP: {U: U, H: H, D: D, E: U},
+    Event.NEW_GENERATION: {U: U, H: U, D: U, E: U},
+}
+
+
+def in_state(state, config=CONFIG):
+    """A record brought there by events alone."""
+    health = Health(config)
+    path = {
+        U: [],
+        H: [Event.PROBE_OK],
+        D: [Event.PROBE_OK] + [Event.PROBE_FAIL] * config.fall,
+        E: [Event.PROBE_OK] + [Event.CALL_FAIL] * config.eject_after,
+    }[state]
+    for event in path:
+        health.on(event, 0.0)
+    assert health.state is state
+    return health
+
+
+@pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))
+def test_every_event_in_every_state(state, event):
+    health = in_state(state, QUICK)
+    assert health.on(event, 100.0) is EFFECTS[event][state]
+
+
+def test_a_new_replica_is_unknown_and_one_passed_probe_is_enough():
+    health = Health(CONFIG)
+    assert health.state is U
+    assert health.on(Event.PROBE_OK, 0.0) is H
+
+
+def test_a_healthy_one_falls_only_after_failed_probes_in_a_row():
+    health = in_state(H)
+    for event in [Event.PROBE_FAIL, Event.PROBE_FAIL, Event.PROBE_OK] * 4:
+        assert health.on(event, 0.0) is H
+    assert [health.on(Event.PROBE_FAIL, 0.0) for _ in range(3)] == [H, H, D]
+
+
+def test_a_served_call_is_as_good_as_a_passed_probe():
+    health = in_state(H)
+    for event in [Event.PROBE_FAIL, Event.PROBE_FAIL, Event.CALL_OK] * 4:
+        assert health.on(event, 0.0) is H
+
+
+def test_an_unhealthy_one_rises_only_after_passed_probes_in_a_row():
+    health = in_state(D)
+    for event in [Event.PROBE_OK, Event.PROBE_FAIL] * 4:
+        assert health.on(event, 0.0) is D
+    assert [health.on(Event.PROBE_OK, 0.0) for _ in range(2)] == [D, H]
+
+
+def test_a_refused_connection_counts_at_once_and_one_passed_probe_mends_it():
+    health = in_state(H)
+    assert health.on(Event.REFUSED, 0.0) is D
+    assert health.on(Event.REFUSED, 0.0) is D
+    assert health.on(Event.PROBE_OK, 0.0) is H
+    for _ in range(3):
+        health.on(Event.PROBE_FAIL, 0.0)
+    assert health.on(Event.PROBE_OK, 0.0) is D, "the refusal is over: both thresholds apply again"
+
+
+def test_failed_calls_in_a_row_eject_and_a_served_one_starts_the_count_again():
+    health = in_state(H)
+    for _ in range(3):
+        for _ in range(4):
+            assert health.on(Event.CALL_FAIL, 0.0) is H
+        assert health.on(Event.CALL_OK, 0.0) is H
+    for _ in range(4):
+        assert health.on(Event.CALL_FAIL, 0.0) is H
+    assert health.on(Event.CALL_FAIL, 0.0) is E
+
+
+def test_probes_do_not_hide_failing_calls():
+    """An engine whose /health is fine while its generations fail must be ejected."""
+    health = in_state(H)
+    for _ in range(4):
+        health.on(Event.CALL_FAIL, 0.0)
+        health.on(Event.PROBE_OK, 0.0)
+    assert health.on(Event.CALL_FAIL, 0.0) is E
+
+
+def test_each_ejection_lasts_twice_as_long_up_to_the_bound():
+    health = Health(CONFIG)
+    lengths, now_s = [], 0.0
+    for _ in range(40):
+        health.on(Event.PROBE_OK, now_s)
+        for _ in range(5):
+            health.on(Event.CALL_FAIL, now_s)
+        assert health.state is E
+        lengths.append(health.ejected_until_s - now_s)
+        now_s = health.ejected_until_s
+        health.on(Event.TIME_UP, now_s)
+    assert lengths[:4] == [10.0, 20.0, 40.0, 60.0]
+    assert set(lengths[4:]) == {60.0}
+
+
+def test_a_served_call_makes_the_next_ejection_short_again():
+    health = in_state(E)
+    health.on(Event.TIME_UP, 10.0)
+    health.on(Event.PROBE_OK, 10.0)
+    health.on(Event.CALL_OK, 10.0)
+    for _ in range(5):
+        health.on(Event.CALL_FAIL, 11.0)
+    assert health.ejected_until_s == 21.0
+
+
+def test_an_ejection_is_not_over_before_its_time():
+    health = in_state(E)
+    assert health.on(Event.TIME_UP, 9.99) is E
+    assert health.on(Event.PROBE_OK, 9.99) is E
+    assert health.on(Event.TIME_UP, 10.0) is U
+
+
+def test_a_new_generation_starts_with_a_clean_record():
+    health = in_state(H)
+    for _ in range(4):
+        health.on(Event.CALL_FAIL, 0.0)
+    health.on(Event.NEW_GENERATION, 0.0)
+    health.on(Event.PROBE_OK, 0.0)
+    assert health.on(Event.CALL_FAIL, 0.0) is H
+
+
+# ---- the pool's guards ----
+
+
+def fail_calls(world, name, times=5):
+    for _ in range(times):
+        world.pool.on_event(world[name], Event.CALL_FAIL, "test")
+
+
+async def test_the_last_usable_replica_is_never_ejected(world):
+    one = world(health=CONFIG)
+    one.add("a")
+    fail_calls(one, "a", 50)
+    assert one["a"].is_usable
+
+
+async def test_the_last_usable_one_is_kept_when_the_others_are_down_or_drained(world):
+    one = world(health=HealthConfig(max_ejected_share=1.0))
+    one.add("a", "b", "c")
+    one.down("b")
+    one.sync(*(one.member(name) for name in "abc"), draining={"c"})
+    one.pool.set_admin(one["c"], type(one["c"].admin).DRAINING)
+    fail_calls(one, "a", 50)
+    assert one["a"].is_usable
+
+
+@pytest.mark.parametrize(("share", "ejected"), [(0.0, 0), (0.25, 1), (0.5, 2), (0.74, 2), (1.0, 3)])
+async def test_ejection_takes_at_most_its_share_and_leaves_one(world, share, ejected):
+    one = world(health=HealthConfig(max_ejected_share=share))
+    names = ["a", "b", "c", "d"]
+    one.add(*names)
+    for name in names:
+        fail_calls(one, name, 20)
+    states = [one[name].health.state for name in names]
+    assert states.count(State.EJECTED) == ejected
+    assert any(one[name].is_usable for name in names)
+
+
+async def test_a_guarded_replica_is_ejected_as_soon_as_another_one_is_there(world):
+    one = world(health=HealthConfig(max_ejected_share=0.5))
+    one.add("a", "b")
+    one.down("b")
+    fail_calls(one, "a", 20)
+    assert one["a"].is_usable
+    one.up("b")
+    fail_calls(one, "a", 1)
+    assert one["a"].health.state is State.EJECTED
+
+
+async def test_a_state_change_is_told_once_with_before_and_after(world):
+    one = world()
+    one.add("a", up=False)
+    for event in (Event.PROBE_OK, Event.PROBE_OK, Event.REFUSED, Event.REFUSED):
+        one.pool.on_event(one["a"], event, "test")
+    assert one.changes == [("a", "unknown", "healthy"), ("a", "healthy", "unhealthy")]
