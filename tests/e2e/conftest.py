@@ -31,7 +31,7 @@ class Fleet:
         self.config: dict[str, Any] = {
             "cluster": "e2e",
             "models": [{"id": "gpu-fleet/simulated-7b", "replicas": 4}],
-            "engine": {"name": "simulator", "args": {"load-s": 0.1, "time-scale": 0.02}},
+            "engine": {"name": "simulator", "args": {"load-s": 0.1, "time-scale": 20}},
             "runtime": {
                 "state_dir": str(self.state_dir),
                 # Out of the way of other clusters of this machine, and of ephemeral ports.
