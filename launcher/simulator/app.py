@@ -76,11 +76,12 @@ def _around(service: Service) -> Middleware:
             given = request.headers.get("authorization", "")
             if not hmac.compare_digest(given.lower().encode(), f"bearer {key}".lower().encode()):
                 return web.Response(status=401)
-        service.enter()
+        transport = request.transport
+        service.enter(transport)
         try:
             return await _answered(request, handler)
         finally:
-            service.leave()
+            service.leave(transport)
 
     return around
 

@@ -59,20 +59,24 @@ class Service:
         self.model = model
         self.metrics = metrics
         self.faults = faults
-        self._in_flight = 0
+        self._busy: set[asyncio.Transport | None] = set()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
-    def enter(self) -> None:
-        """A call has arrived, on whatever route."""
-        self._in_flight += 1
+    def enter(self, transport: asyncio.Transport | None) -> None:
+        """A call has arrived on a connection, which has one call at a time."""
+        self._busy.add(transport)
         self._is_idle.clear()
 
-    def leave(self) -> None:
-        """A call is over."""
-        self._in_flight -= 1
-        if not self._in_flight:
+    def leave(self, transport: asyncio.Transport | None) -> None:
+        """The call on a connection is over."""
+        self._busy.discard(transport)
+        if not self._busy:
             self._is_idle.set()
+
+    def is_busy(self, transport: asyncio.Transport | None) -> bool:
+        """Whether a call is in flight on this connection."""
+        return transport in self._busy
 
     async def wait_until_idle(self) -> None:
         """Wait until no call is in flight."""

@@ -169,8 +169,12 @@ async def _drain(service: Service, runner: web.AppRunner, log: StartupLog) -> No
     """Let calls in flight finish, up to the graceful time; idle connections close at once."""
     log.info("Terminating webserver")
     log.info("Waiting for webserver to gracefully shutdown")
-    if runner.server is not None:
-        runner.server.pre_shutdown()
+    for connection in runner.server.connections if runner.server else ():
+        # The server's own shutdown leaves idle connections open until the busy ones are done.
+        if service.is_busy(connection.transport):
+            connection.close()
+        else:
+            connection.force_close()
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(service.settings.graceful_termination_s):
             await service.wait_until_idle()

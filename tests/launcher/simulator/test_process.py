@@ -67,24 +67,36 @@ def test_signal_while_loading_exits_with_0(process):
 def test_drain_finishes_calls_in_flight_and_accepts_no_more(process):
     simulator = process("--load-s", "0", "--time-scale", "4")
     port = int(simulator.read_until(LISTENING)[1])
-    idle = http.client.HTTPConnection("127.0.0.1", port)
-    idle.request("GET", "/health")
-    assert idle.getresponse().read() == b""
     busy = http.client.HTTPConnection("127.0.0.1", port)
     body = {"inputs": "Hello", "parameters": {"max_new_tokens": 100}}
     reply = post(busy, "/generate_stream", body)
     assert b'"index":1,' in reply.readline()
     simulator.popen.terminate()
     simulator.read_until("Waiting for webserver to gracefully shutdown")
-    assert idle.sock.recv(1) == b""
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
     rest = reply.read()
     assert rest.count(b"data: ") == 99
     assert b'"generated_text":" ' in rest
     assert simulator.finish() == 0
-    idle.close()
     busy.close()
+
+
+def test_drain_closes_idle_connections_while_others_go_on(process):
+    simulator = process("--load-s", "0")
+    port = int(simulator.read_until(LISTENING)[1])
+    idle = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    idle.request("GET", "/health")
+    assert idle.getresponse().read() == b""
+    busy = http.client.HTTPConnection("127.0.0.1", port)
+    reply = post(busy, "/generate_stream", {"inputs": "a", "parameters": {"max_new_tokens": 8000}})
+    reply.readline()
+    simulator.popen.terminate()
+    assert idle.sock.recv(1) == b""
+    assert reply.readline() == b"\n"
+    assert reply.readline().startswith(b"data: ")
+    for connection in (idle, busy):
+        connection.close()
 
 
 def test_drain_gives_up_after_the_graceful_time(process):

@@ -78,6 +78,14 @@ def test_text_reads_like_english():
     assert text.count(".") > 10
 
 
+def test_text_keeps_to_its_grammar():
+    text = text_of(generated(TextModel(), "Tell me a story.", None, 400))
+    after_comma = {clause.split()[0] for clause in text.split(",")[1:] if clause.strip()}
+    after_stop = {sentence.split()[0] for sentence in text.split(".")[1:] if sentence.strip()}
+    assert after_comma <= set(WORDS["conjunction"])
+    assert after_stop <= set(WORDS["opener"])
+
+
 def test_text_long_output_does_not_run_in_circles():
     tokens = generated(TextModel(), "Go on", None, 4000)
     windows = {tuple(t.id for t in tokens[i : i + 12]) for i in range(len(tokens) - 12)}
