@@ -76,6 +76,7 @@ def _receive(client: socket.socket) -> socket.socket | None:
     if b" 200 " not in data.split(b"\r\n", 1)[0] or received.family == socket.AF_UNIX:
         received.close()
         return None
+    received.set_inheritable(False)  # recv_fds makes them so, and drops its flags argument
     received.setblocking(False)
     return received
 

@@ -1,0 +1,267 @@
+"""One replica's keeper over a runtime that fails as told; its health is a real HTTP server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from launcher.engines import ENGINES
+from launcher.instance import Phase
+from launcher.keeper import ReplicaKeeper, Surroundings
+from launcher.restarts import RestartPolicy
+from launcher.runtimes import Exit, Handle
+from router.errors import StartError, StopError
+
+FAST = RestartPolicy(base_s=0.001, max_s=0.002, max_failures=3)
+
+
+@dataclass
+class FakeRuntime:
+    """Starts nothing; the test says when a start ends. Checked by the keeper's use of it alone."""
+
+    url: str
+    log_folder: object
+    start_errors: list[Exception] = field(default_factory=list)
+    stop_errors: list[Exception] = field(default_factory=list)
+    ends_at_once: bool = False
+    serves_itself: list[bool] = field(default_factory=list)
+    name: str = "fake"
+    started: list[Handle] = field(default_factory=list)
+    stopped: list[tuple[Handle, float]] = field(default_factory=list)
+    exits: dict[Handle, "asyncio.Future[Exit]"] = field(default_factory=dict)
+
+    async def start(self, spec, generation: int) -> Handle:
+        if self.start_errors:
+            raise self.start_errors.pop(0)
+        handle = Handle(
+            "fake", spec.id, generation, f"{generation}", self.url, spec.fingerprint, generation
+        )
+        self.started.append(handle)
+        self.know(handle)
+        if self.ends_at_once:
+            self.end(handle, Exit(code=1, detail="exited with code 1"))
+        return handle
+
+    def know(self, handle: Handle) -> None:
+        self.exits[handle] = asyncio.get_running_loop().create_future()
+
+    def end(self, handle: Handle, found: Exit) -> None:
+        self.exits[handle].set_result(found)
+
+    async def wait(self, handle: Handle) -> Exit:
+        return await asyncio.shield(self.exits[handle])
+
+    def poll(self, handle: Handle) -> Exit | None:
+        return self.exits[handle].result() if self.exits[handle].done() else None
+
+    async def stop(self, handle: Handle, grace_s: float) -> None:
+        self.stopped.append((handle, grace_s))
+        if self.stop_errors:
+            raise self.stop_errors.pop(0)
+
+    async def owned(self) -> list[Handle]:
+        return []
+
+    def is_serving_itself(self, handle: Handle) -> bool:
+        return self.serves_itself.pop(0) if self.serves_itself else True
+
+    def last_generation(self, replica_id: str) -> int:
+        return 4
+
+    def log_path(self, replica_id: str):
+        return self.log_folder / f"{replica_id}.log"
+
+
+class World:
+    """A keeper, its runtime, its replica's health, and the phases it has been through."""
+
+    def __init__(self, session: aiohttp.ClientSession, runtime: FakeRuntime, spec) -> None:
+        self.runtime = runtime
+        self.healthy = True
+        self.phases: list[Phase] = []
+        self._news = asyncio.Event()
+        self.slots = asyncio.Semaphore(1)
+        around = Surroundings(runtime, session, self.slots, FAST, 7.0, self._changed)
+        self.keeper = ReplicaKeeper(spec, ENGINES["simulator"], around)
+
+    def _changed(self) -> None:
+        phase = self.keeper.instance.phase
+        if not self.phases or self.phases[-1] is not phase:
+            self.phases.append(phase)
+        self._news.set()
+
+    async def until(self, phase: Phase) -> None:
+        await self.holds(lambda: self.keeper.instance.phase is phase)
+
+    async def holds(self, what: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not what():
+                self._news.clear()
+                await self._news.wait()
+
+
+@pytest.fixture
+async def world(tmp_path, make_spec) -> AsyncIterator[World]:
+    async def health(request: web.Request) -> web.Response:
+        return web.Response(status=200 if made.healthy else 503)
+
+    app = web.Application()
+    app.router.add_get("/health", health)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    async with aiohttp.ClientSession() as session:
+        made = World(session, FakeRuntime(url, tmp_path), make_spec())
+        yield made
+    await runner.cleanup()
+
+
+async def test_it_starts_and_becomes_ready(world) -> None:
+    async with keeping(world):
+        await world.until(Phase.READY)
+        instance = world.keeper.instance
+        assert (instance.generation, instance.restarts, instance.pid) == (5, 0, 5)
+        assert world.phases == [Phase.STARTING, Phase.READY]
+        assert not world.slots.locked()  # a ready replica loads no more
+
+
+async def test_it_shows_what_the_engine_says_while_it_loads(world) -> None:
+    world.healthy = False
+    async with keeping(world):
+        await world.until(Phase.STARTING)
+        assert world.slots.locked()
+        log = world.runtime.log_path("replica-0")
+        log.write_text("INFO Starting shard\nSetting max batch total tokens to 4242\n")
+        await world.holds(lambda: world.keeper.instance.max_tokens == 4242)
+        await world.until(Phase.LOADING)
+        assert world.keeper.instance.progress == "warmed up"
+        world.healthy = True
+        await world.until(Phase.READY)
+
+
+async def test_it_is_started_again_after_a_death(world) -> None:
+    async with keeping(world):
+        await world.until(Phase.READY)
+        first = world.runtime.started[0]
+        world.runtime.end(first, Exit(signal=9, detail="killed by SIGKILL"))
+        await world.holds(lambda: len(world.runtime.started) == 2)
+        await world.until(Phase.READY)
+        assert world.phases[-3:] == [Phase.PENDING, Phase.STARTING, Phase.READY]
+        assert (first, 0.0) in world.runtime.stopped  # what it left behind is cleared away
+        assert world.keeper.instance.restarts == 1
+        assert world.runtime.started[1].generation == 6
+
+
+async def test_it_is_given_up_after_too_many_failed_starts(world) -> None:
+    world.runtime.ends_at_once = True
+    world.healthy = False
+    world.runtime.log_path("replica-0").write_text("Error: no such model\n")
+    await asyncio.wait_for(world.keeper.run(), 10)
+    instance = world.keeper.instance
+    assert instance.phase is Phase.FAILED
+    assert len(world.runtime.started) == 3
+    assert "exited with code 1 (last log line: Error: no such model)" in instance.reason
+    assert not world.slots.locked()
+
+
+async def test_what_cannot_be_started_is_tried_once(world) -> None:
+    world.runtime.start_errors = [StartError("no such program", recoverable=False)]
+    await asyncio.wait_for(world.keeper.run(), 10)
+    assert world.keeper.instance.phase is Phase.FAILED
+    assert world.runtime.started == []
+
+
+async def test_trouble_that_may_pass_is_tried_again(world) -> None:
+    world.runtime.start_errors = [StartError("disk full"), RuntimeError("a bug")]
+    async with keeping(world):
+        await world.until(Phase.READY)
+        assert world.keeper.instance.restarts == 2
+
+
+async def test_another_programs_answer_does_not_make_it_ready(world) -> None:
+    world.runtime.serves_itself = [False, True]
+    async with keeping(world):
+        await world.holds(lambda: len(world.runtime.started) == 2)
+        await world.until(Phase.READY)
+        assert Phase.READY not in world.phases[:-1]
+        assert world.runtime.stopped == [(world.runtime.started[0], 0.0)]
+
+
+async def test_a_start_that_takes_too_long_is_stopped(world, make_spec) -> None:
+    world.healthy = False
+    world.keeper.spec = make_spec(start_timeout_s=0.01)
+    await asyncio.wait_for(world.keeper.run(), 10)
+    assert "not ready in time (engine.start_timeout_s, 0.01 s)" in world.keeper.instance.reason
+    assert [handle for handle, _ in world.runtime.stopped] == world.runtime.started
+
+
+async def test_an_adopted_replica_is_not_started(world, make_handle) -> None:
+    adopted = running(world, make_handle, generation=3)
+    async with keeping(world, adopted=adopted):
+        await world.until(Phase.READY)
+        assert world.runtime.started == []
+        assert world.keeper.instance.generation == 3
+        world.runtime.end(adopted, Exit(detail="ended"))
+        await world.holds(lambda: bool(world.runtime.started))
+        assert world.runtime.started[0].generation == 5
+
+
+async def test_an_outdated_replica_serves_until_its_turn(world, make_handle) -> None:
+    outdated = running(world, make_handle, generation=3)
+    await world.slots.acquire()  # another one is being replaced
+    async with keeping(world, outdated=outdated):
+        await world.until(Phase.READY)
+        assert world.runtime.stopped == []
+        world.slots.release()
+        await world.holds(lambda: bool(world.runtime.started))
+        await world.until(Phase.READY)
+        assert world.runtime.stopped == [(outdated, 7.0)]
+        assert Phase.DRAINING in world.phases
+        assert world.keeper.instance.restarts == 0
+
+
+async def test_cancelling_touches_nothing_and_stop_ends_it(world) -> None:
+    async with keeping(world):
+        await world.until(Phase.READY)
+    assert world.runtime.stopped == []
+    await world.keeper.stop(3.0)
+    assert world.runtime.stopped == [(world.runtime.started[0], 3.0)]
+    assert world.phases[-2:] == [Phase.DRAINING, Phase.STOPPED]
+    await world.keeper.stop(3.0)
+    assert len(world.runtime.stopped) == 1
+
+
+async def test_one_that_will_not_die_does_not_end_the_keeping(world) -> None:
+    world.runtime.stop_errors = [StopError("stuck in a driver")]
+    async with keeping(world):
+        await world.until(Phase.READY)
+        world.runtime.end(world.runtime.started[0], Exit(code=1, detail="exited with code 1"))
+        await world.holds(lambda: len(world.runtime.started) == 2)
+        await world.until(Phase.READY)
+
+
+class keeping:
+    """Runs the keeper for the time of the block, then cancels it, as the supervisor does."""
+
+    def __init__(self, world: World, **how) -> None:
+        self._world, self._how = world, how
+
+    async def __aenter__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        await self._group.__aenter__()
+        self._task = self._group.create_task(self._world.keeper.run(**self._how))
+
+    async def __aexit__(self, *exc) -> None:
+        self._task.cancel()
+        await self._group.__aexit__(*exc)
+
+
+def running(world: World, make_handle, generation: int) -> Handle:
+    handle = replace(make_handle(generation=generation), base_url=world.runtime.url)
+    world.runtime.know(handle)
+    return handle

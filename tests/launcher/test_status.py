@@ -1,0 +1,125 @@
+"""A record is believed only as far as the processes it names still run."""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from launcher import processes, status
+from launcher.cluster import Cluster
+from launcher.instance import Phase
+from launcher.processes import ProcessId
+from launcher.state import ClusterLock
+from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
+
+GONE = "1/1/another-boot"
+
+
+@pytest.fixture
+def cluster(folder) -> Cluster:
+    path = folder.path / "fleet.yaml"
+    path.write_text(
+        "cluster: c\nmodels: [{id: m, replicas: 2}]\n"
+        f"runtime: {{state_dir: {folder.path}}}\nrouter: {{port: 1234}}\n"
+    )
+    return Cluster.load(path)
+
+
+def own_ref() -> str:
+    """A process that surely runs, with no server at the port we give it."""
+    return str(processes.identify(os.getpid()))
+
+
+def write(cluster: Cluster, *replicas: ReplicaStatus, **fields) -> ClusterStatus:
+    written = ClusterStatus("c", "http://127.0.0.1:9", replicas, **fields)
+    cluster.folder.write_record(status.RECORD, written.as_record())
+    return written
+
+
+async def test_without_a_record_all_is_stopped_where_the_config_says(cluster) -> None:
+    found = await status.read(cluster)
+    assert [(r.id, r.phase) for r in found.replicas] == [
+        ("replica-0", Phase.STOPPED),
+        ("replica-1", Phase.STOPPED),
+    ]
+    assert found.endpoint == "http://127.0.0.1:1234"
+    assert not found.runs
+
+
+def test_a_record_comes_back_as_it_was_written(cluster) -> None:
+    replica = ReplicaStatus("replica-0", "m", Phase.LOADING, "http://x:1", 2, 3, "3/1/b", 4)
+    written = write(cluster, replica, router=RouterStatus(Phase.READY, 5), launcher_pid=6)
+    assert status.recorded(cluster) == written
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"version": 1}', '{"version": 1, "replicas": [{"id": 1}], "router": {}}']
+)
+async def test_a_broken_record_is_no_record(cluster, text: str) -> None:
+    (cluster.folder.path / status.RECORD).write_text(text)
+    assert status.recorded(cluster) is None
+    assert {r.phase for r in (await status.read(cluster)).replicas} == {Phase.STOPPED}
+
+
+async def test_a_dead_launchers_ready_replica_that_is_gone_is_stopped(cluster) -> None:
+    write(
+        cluster,
+        ReplicaStatus("replica-0", "m", Phase.READY, "http://x:1", 2, 3, GONE),
+        router=RouterStatus(Phase.READY, 5),
+        launcher_pid=6,
+    )
+    found = await status.read(cluster)
+    [gone, _] = found.replicas
+    assert (gone.phase, gone.pid, gone.url, gone.restarts) == (Phase.STOPPED, None, None, 2)
+    assert (found.launcher_pid, found.router.pid) == (None, None)
+    assert found.router.phase is Phase.STOPPED
+
+
+async def test_a_dead_launchers_replica_that_runs_is_asked_itself(cluster) -> None:
+    ref = own_ref()
+    url = "http://127.0.0.1:1"  # refuses
+    write(cluster, ReplicaStatus("replica-0", "m", Phase.READY, url, 0, os.getpid(), ref))
+    [alive, _] = (await status.read(cluster)).replicas
+    assert (alive.phase, alive.pid) == (Phase.LOADING, os.getpid())
+
+
+async def test_a_recycled_pid_is_not_taken_for_the_replica(cluster) -> None:
+    own = ProcessId.parse(own_ref())
+    earlier = str(replace(own, start_ticks=own.start_ticks - 1))
+    write(cluster, ReplicaStatus("replica-0", "m", Phase.READY, "http://x:1", 0, own.pid, earlier))
+    assert (await status.read(cluster)).replicas[0].phase is Phase.STOPPED
+
+
+async def test_under_a_running_launcher_its_word_counts(cluster) -> None:
+    with ClusterLock(cluster.folder):
+        write(
+            cluster,
+            ReplicaStatus("replica-0", "m", Phase.FAILED, reason="given up"),
+            ReplicaStatus("replica-1", "m", Phase.READY, "http://x:1", 0, 3, GONE),
+        )
+        found = await status.read(cluster)
+    assert found.launcher_pid == os.getpid()
+    assert [r.phase for r in found.replicas] == [Phase.FAILED, Phase.PENDING]
+
+
+def test_what_the_router_drains_is_draining() -> None:
+    ready = ReplicaStatus("a", "m", Phase.READY)
+    loading = ReplicaStatus("b", "m", Phase.LOADING)
+    seen = [{"id": name, "admin": "draining", "requests": 2} for name in ("a", "b")]
+    after = status.overlay([ready, loading], {"pools": [{"replicas": seen}]})
+    assert [r.phase for r in after] == [Phase.DRAINING, Phase.LOADING]
+    assert after[0].in_flight == 2
+
+
+def test_the_json_has_what_scripts_were_promised() -> None:
+    shown = ClusterStatus("c", "http://e", (ReplicaStatus("a", "m", Phase.READY, "http://r"),))
+    found = shown.as_json()
+    assert set(found) >= {"cluster", "endpoint", "replicas"}
+    promised = {key: found["replicas"][0][key] for key in ("id", "phase", "url", "restarts", "pid")}
+    assert promised == {
+        "id": "a",
+        "phase": "ready",
+        "url": "http://r",
+        "restarts": 0,
+        "pid": None,
+    }
