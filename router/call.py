@@ -20,7 +20,7 @@ class Ask:
     sequences: int = 1
     """Generations it starts: best_of, or the number of prompts. Each takes one permit."""
     input_chars: int = 0
-    """Characters over all prompts; images not counted."""
+    """Characters over all prompts, once for each sequence; images not counted."""
     images: int = 0
     new_tokens: NewTokens = "absent"
     truncate_tokens: int | None = None

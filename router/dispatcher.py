@@ -242,9 +242,11 @@ class Dispatcher:
     def _learn_sizes(self, lease: Lease, report: Report) -> None:
         ask, estimates = lease.call.ask, self.pool.estimates
         self._observer.tokens(self.pool.model, report)
+        if ask.sequences > 1:
+            return  # engines report the counts of one sequence, or the sum
         if report.prompt_tokens and not ask.images and not ask.truncate_tokens:
             estimates.prompt_seen(ask.input_chars, report.prompt_tokens)
-        if report.generated_tokens and isinstance(ask.new_tokens, int) and ask.sequences == 1:
+        if report.generated_tokens and isinstance(ask.new_tokens, int):
             estimates.output_seen(ask.new_tokens, report.generated_tokens)
 
     def _unpause(self, replica: Replica) -> None:

@@ -38,11 +38,12 @@ def generate_ask(values: dict[str, Any], *, stream: bool) -> Ask:
     if not inputs:
         raise InvalidRequest("Input validation error: `inputs` cannot be empty")
     parameters = read.mapping(values, "parameters") or {}
+    sequences = max(1, read.whole(parameters, "best_of", high=1024) or 1)
     return Ask(
         model=read.optional_text(values, "model"),
         stream=stream,
-        sequences=max(1, read.whole(parameters, "best_of", high=1024) or 1),
-        input_chars=len(inputs),
+        sequences=sequences,
+        input_chars=sequences * len(inputs),
         new_tokens=new_tokens(parameters, "max_new_tokens"),
         truncate_tokens=read.whole(parameters, "truncate", high=2**63),
         affinity=inputs[:AFFINITY_CHARS],

@@ -26,7 +26,8 @@ from router.lease import Report
 from router.room import DEFAULT_PERMITS, Capacity
 
 SLICED = (3, 1, 1)
-"""From this version a long answer is reserved and run in slices of SLICE_TOKENS."""
+"""From this version a long answer is reserved and run in slices of SLICE_TOKENS; from 3.0.0 one
+whose length the call does not say."""
 SLICE_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 100
 """max_new_tokens when absent, below 3.0."""
@@ -34,6 +35,8 @@ IMAGE_TOKENS = 1500
 """What an image is counted as: never the length of its base64."""
 QUEUE_SIZE = re.compile(rb"^tgi_queue_size (\S+)", re.MULTILINE)
 FAULTS = {"generation", "incomplete_generation", "incomplete_generation_stream"}
+FAULT_TEXTS = ("Request failed during generation", "Incomplete generation")
+OVERLOAD_TEXT = "Model is overloaded"
 PASSED_ON = range(400, 424)
 """The client's own fault, or a matter between it and the engine."""
 
@@ -65,16 +68,19 @@ class TgiDialect:
         found = QUEUE_SIZE.search(metrics)
         try:
             return int(float(found[1])) if found else None
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
 
     def cost(self, ask: Ask, info: EngineInfo, estimates: Estimates) -> Cost:
         input_tokens = estimates.input_tokens(ask.input_chars) + IMAGE_TOKENS * ask.images
-        if ask.truncate_tokens:
-            input_tokens = min(input_tokens, ask.truncate_tokens)
-        each = max(1, input_tokens // ask.sequences) if ask.input_chars else 1
+        each = max(1, input_tokens // ask.sequences)
+        if ask.truncate_tokens and ask.truncate_tokens < each:
+            each = ask.truncate_tokens
+            input_tokens = each * ask.sequences
         new = self._new_tokens(ask, info, each)
-        reserved = min(new, SLICE_TOKENS) if info.version >= SLICED else new
+        says_length = isinstance(ask.new_tokens, int)
+        sliced = info.version >= (SLICED if says_length else (3,))
+        reserved = min(new, SLICE_TOKENS) if sliced else new
         if info.max_total_tokens:
             reserved = max(1, min(reserved, info.max_total_tokens - each))
         expected = max(1, round(min(new, 65_536) * estimates.output_share))
@@ -112,21 +118,17 @@ class TgiDialect:
         return None
 
     def refused(self, status: int, body: bytes) -> RouterError:
-        message, error_type = _error_of(body)
+        message, error_type = _error_of(body, untyped="validation")
         return UpstreamRefusal(message, status=status, error_type=error_type)
 
     def first_event(self, event: bytes) -> RouterError | None:
         if b'"error"' not in event:
             return None
-        error = _parsed(sse.payload(event)).get("error")
-        if error is None:
+        body = sse.payload(event)
+        if _parsed(body).get("error") is None:
             return None
-        message, error_type = _error_of(sse.payload(event))
-        if error_type == "overloaded" or "overloaded" in message:
-            return UpstreamShed("every replica answers that it is overloaded")
-        if error_type in FAULTS or message.startswith("Request failed during generation"):
-            return UpstreamFault(message, status=424, error_type=error_type)
-        return None
+        error = _in_band(body)
+        return None if isinstance(error, UpstreamRefusal) else error
 
     def report(self, headers: Mapping[str, str]) -> Report:
         queue_ms = _whole(headers.get("x-queue-time"))
@@ -144,13 +146,17 @@ class TgiDialect:
 
 
 def _tgi_ending(last: list[bytes]) -> Ending:
-    """The last event carries `generated_text`; details only if they were asked for."""
+    """The last event carries `generated_text`; details only if they were asked for.
+
+    Of two error events (best_of on a stream) the first one says what is wrong.
+    """
+    for data in last:
+        if _parsed(data).get("error") is not None:
+            return Ending(is_whole=True, error=_in_band(data))
     event = _parsed(last[-1]) if last else {}
-    if event.get("error") is not None:
-        return Ending(is_whole=True, error=_as_fault(last[-1]))
     if event.get("generated_text") is None:
         return Ending(is_whole=False)
-    details = event.get("details") or {}
+    details = _object(event.get("details"))
     return Ending(
         is_whole=True,
         prompt_tokens=_count(details, "input_length"),
@@ -168,10 +174,12 @@ def _openai_ending(last: list[bytes]) -> Ending:
             continue
         chunk = _parsed(data)
         if chunk.get("error") is not None:
-            return Ending(is_whole=True, error=_as_fault(data))
-        usage = chunk.get("usage") or usage
-        choices = chunk.get("choices") or []
-        is_whole = is_whole or bool(usage) or any(c.get("finish_reason") for c in choices)
+            return Ending(is_whole=True, error=_in_band(data))
+        usage = _object(chunk.get("usage")) or usage
+        choices = chunk.get("choices")
+        choices = choices if isinstance(choices, list) else []
+        finished = [_object(choice).get("finish_reason") for choice in choices]
+        is_whole = is_whole or bool(usage) or any(finished)
     return Ending(
         is_whole=is_whole,
         prompt_tokens=_count(usage, "prompt_tokens"),
@@ -179,19 +187,26 @@ def _openai_ending(last: list[bytes]) -> Ending:
     )
 
 
-def _as_fault(body: bytes) -> RouterError:
-    message, error_type = _error_of(body)
-    return UpstreamFault(message, error_type=error_type)
+def _in_band(body: bytes) -> RouterError:
+    """An error event, as whose fault it is; from 2.4.1 /v1 streams send no type, only a text."""
+    message, error_type = _error_of(body, untyped="validation")
+    if error_type == "overloaded" or message.startswith(OVERLOAD_TEXT):
+        return UpstreamShed("every replica answers that it is overloaded")
+    if error_type in FAULTS:
+        return UpstreamFault(message, error_type=error_type)
+    if message.startswith(FAULT_TEXTS):
+        return UpstreamFault(message)
+    return UpstreamRefusal(message, status=422, error_type=error_type)
 
 
-def _error_of(body: bytes) -> tuple[str, str]:
+def _error_of(body: bytes, untyped: str = "generation") -> tuple[str, str]:
     """Message and type of an error body, TGI's shape or OpenAI's; anything else is shown cut."""
     error = _parsed(body)
     found = error.get("error")
     if isinstance(found, dict):
-        return str(found.get("message", "")), str(found.get("type") or "generation")
+        return str(found.get("message", "")), str(found.get("type") or untyped)
     if isinstance(found, str):
-        return found, str(error.get("error_type") or "generation")
+        return found, str(error.get("error_type") or untyped)
     text = body[:200].decode("utf-8", "replace").strip()
     return f"the replica failed: {text}" if text else "the replica failed", "generation"
 
@@ -201,6 +216,10 @@ def _parsed(data: bytes) -> dict[str, Any]:
         value = orjson.loads(data)
     except orjson.JSONDecodeError:
         return {}
+    return _object(value)
+
+
+def _object(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
