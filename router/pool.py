@@ -13,7 +13,6 @@ from router.dialects import DIALECTS, EngineInfo
 from router.estimates import Estimates
 from router.health import Event, Health, State
 from router.replica import Admin, Replica
-from router.room import Capacity, Room
 
 UNNAMED = "default"
 """The pool of replicas given by URL alone."""
@@ -103,16 +102,12 @@ class Pool:
                 replica = self._make(member, draining)
                 fresh.append(replica)
             replica.phase = member.phase
+            replica.room.fix(member.max_requests, member.max_tokens)
             self._replicas[member.id] = replica
         self.changed()
         return fresh
 
     def _make(self, member: Member, draining: frozenset[str]) -> Replica:
-        told = Capacity(
-            requests=member.max_requests or Capacity().requests,
-            tokens=member.max_tokens,
-            batch=member.max_requests,
-        )
         return Replica(
             id=member.id,
             generation=member.generation,
@@ -121,7 +116,6 @@ class Pool:
             model=member.model,
             dialect=DIALECTS[member.dialect],
             health=Health(self._config),
-            room=Room(told, fixed=told.is_told),
             admin=Admin.DRAINING if member.id in draining else Admin.ACTIVE,
         )
 

@@ -55,7 +55,7 @@ class Load:
 class Room:
     """One replica's limits; the dispatcher feeds it what each attempt showed."""
 
-    def __init__(self, capacity: Capacity | None = None, *, fixed: bool = False) -> None:
+    def __init__(self, capacity: Capacity | None = None) -> None:
         self.capacity = capacity or Capacity()
         self.requests = 1
         """Requests it may hold now."""
@@ -63,7 +63,9 @@ class Room:
         """Just refused a call: nothing is sent until the dispatcher's pause is over."""
         self.is_doubling = True
         """No sign of a full engine so far."""
-        self._is_fixed = fixed
+        self._told = self.capacity
+        self._fixed_requests: int | None = None
+        self._fixed_tokens: int | None = None
         self._limit = FIRST_LIMIT
         self._growth_bound = FIRST_LIMIT * GROWTH_PER_LOOK
         self._baseline_s: float | None = None
@@ -72,14 +74,25 @@ class Room:
         self._settle()
 
     def told(self, capacity: Capacity) -> None:
-        """The engine's own word; what the operator or the launcher fixed stands above it."""
-        if self._is_fixed:
-            capacity = Capacity(
-                requests=min(capacity.requests, self.capacity.requests),
-                tokens=self.capacity.tokens or capacity.tokens,
-                batch=self.capacity.batch or capacity.batch,
-            )
-        self.capacity = capacity
+        """The engine's own word."""
+        self._told = capacity
+        self._combine()
+
+    def fix(self, requests: int | None, tokens: int | None) -> None:
+        """The operator's word, or what the launcher read in the engine's start-up log.
+
+        It stands above what the engine tells, but never above its permits.
+        """
+        self._fixed_requests, self._fixed_tokens = requests, tokens
+        self._combine()
+
+    def _combine(self) -> None:
+        told = self._told
+        self.capacity = Capacity(
+            requests=told.requests,
+            tokens=self._fixed_tokens or told.tokens,
+            batch=self._fixed_requests or told.batch,
+        )
         self._settle()
 
     def takes(self, load: Load, cost: Cost) -> bool:
