@@ -1,11 +1,13 @@
-"""What router tests share: the virtual clock, and a dispatcher without sockets."""
+"""What router tests share: the virtual clock, a dispatcher without sockets, and a whole router."""
 
 import asyncio
+import gc
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+import uvloop
 
 FAKES = Path(__file__).parents[1] / "fakes"
 
@@ -27,6 +29,8 @@ def pytest_configure(config):
 def pytest_asyncio_loop_factories(config, item):
     if item.get_closest_marker("virtual_time"):
         return {"virtual": load_fake("virtual_clock").VirtualClockLoop}
+    if "app" in getattr(item, "fixturenames", ()):
+        return {"uvloop": uvloop.new_event_loop}  # what the router runs on
     return {"real": asyncio.new_event_loop}
 
 
@@ -55,3 +59,51 @@ async def world():
 def settle():
     """`await settle()`: everything ready runs, the clock stands still."""
     return load_fake("dispatching").settle
+
+
+@pytest.fixture
+def wire():
+    """The module of scripted replicas: its steps, and the bytes they send."""
+    return load_fake("scripted_replica")
+
+
+@pytest.fixture
+def until():
+    """`await until(condition)`: looks until it holds, fails after a deadline."""
+    return load_fake("router_rig").until
+
+
+@pytest.fixture
+async def app(wire):
+    """`await app(replicas=2, timeouts={...})`: a router on a free port over scripted replicas.
+
+    It is up when it is given, unless `is_up=False`. Afterwards its books must be at rest, and no
+    task, connection or socket of anybody may be left.
+    """
+    rigs, client_class = load_fake("router_rig"), load_fake("raw_client").RawClient
+    made = []
+
+    async def make(replicas=1, *, is_up=True, is_deaf=False, entries=None, **options):
+        scripted = replicas
+        if isinstance(replicas, int):
+            scripted = [wire.ScriptedReplica(f"r{i}") for i in range(replicas)]
+            for replica in scripted:
+                await replica.start(is_deaf=is_deaf)
+        rig = rigs.Rig(scripted, client_class, **options)
+        made.append(rig)
+        await rig.app.start(rig.listed(**(entries or {})))
+        if is_up and scripted:
+            await rig.is_up()
+        return rig
+
+    yield make
+    try:
+        for rig in made:
+            await rig.close()
+    finally:
+        gc.unfreeze()
+        for rig in made:
+            for replica in rig.replicas:
+                await replica.close()
+    await rigs.until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "the end of tasks")
+    gc.collect()
