@@ -142,7 +142,8 @@ class TgiDialect:
 
     def ending(self, path: str, last_events: bytes) -> Ending:
         last = [sse.payload(event) for event in sse.events(last_events)[-3:]]
-        return _openai_ending(last) if path.startswith("/v1/") else _tgi_ending(last)
+        is_openai = path.startswith("/v1/") or any(map(_is_openai, last))
+        return _openai_ending(last) if is_openai else _tgi_ending(last)
 
 
 def _tgi_ending(last: list[bytes]) -> Ending:
@@ -162,6 +163,11 @@ def _tgi_ending(last: list[bytes]) -> Ending:
         prompt_tokens=_count(details, "input_length"),
         generated_tokens=_count(details, "generated_tokens") or _count(event, "index"),
     )
+
+
+def _is_openai(data: bytes) -> bool:
+    """/invocations streams in the shape of the body it was asked with."""
+    return data == b"[DONE]" or "choices" in _parsed(data)
 
 
 def _openai_ending(last: list[bytes]) -> Ending:
