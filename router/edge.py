@@ -31,6 +31,10 @@ class Client(Protocol):
 
     def end(self) -> None: ...
 
+    def cut(self) -> None:
+        """Breaks off a body that cannot be ended honestly: its framing says it is not whole."""
+        ...
+
     async def drain(self, timeout_s: float) -> None:
         """Until the client has caught up. Raises ClientGone when it does not."""
         ...

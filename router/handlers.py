@@ -112,6 +112,11 @@ class HttpClient:
             self._transport.write(self._head + (b"" if self._http10 else b"0\r\n\r\n"))
             self._head = b""
 
+    def cut(self) -> None:
+        self._closing = True
+        if self._transport is not None:
+            self._transport.close()
+
     async def drain(self, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):

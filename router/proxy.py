@@ -56,6 +56,8 @@ class Progress:
     first_event_s: float | None = None
     events: int = 0
     is_committed: bool = False
+    is_plain: bool = False
+    """A body that is no stream of events is passed on while it arrives."""
     report: Report = field(default_factory=Report)
     error: RouterError | None = None
     phase: str = "queue"
@@ -271,6 +273,7 @@ class Proxy:
             progress.status = exchange.head.status
             client.start(exchange.head.status, fields)
         relay = Relay(client)
+        progress.is_plain = not exchange.is_stream
         silence_s = self._timeouts.between_events_s
         try:
             while True:
@@ -337,6 +340,8 @@ class Proxy:
         progress.error = error
         if client.is_gone:
             progress.status = ClientGone.status
+        elif progress.is_plain:
+            client.cut()
         elif client.has_started:
             client.write(api.error_event(error))
             client.end()
@@ -385,8 +390,9 @@ class Relay:
         self.last = b""
 
     def forward(self, events: bytes) -> bool:
-        self.events += events.count(b"data:")
-        self.last = events
+        if count := events.count(b"data:"):  # not comments alone: the ending is read from `last`
+            self.events += count
+            self.last = events
         return self.client.write(events)
 
 
