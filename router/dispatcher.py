@@ -8,6 +8,7 @@ there is no await.
 
 import asyncio
 from collections.abc import Callable
+from math import ceil
 from typing import Protocol
 
 from router.call import Call, Cost
@@ -24,8 +25,6 @@ from router.retry import Attempts
 MIN_QUEUE_CALLS = 64
 MAX_QUEUE_CALLS = 100_000
 QUEUE_CALLS_PER_SLOT = 4
-UNKNOWN_START_S = 15.0
-"""Retry-After while nothing finishes and no start has been timed."""
 
 
 class Observer(Protocol):
@@ -136,7 +135,7 @@ class Dispatcher:
     def retry_after_s(self) -> int:
         """When a call refused now should come back, from the measured rate of finishing."""
         ahead = len(self.queue) + 1
-        return self._rate.retry_after_s(ahead, self._clock(), unknown_s=UNKNOWN_START_S)
+        return self._rate.retry_after_s(ahead, self._clock(), unknown_s=self.pool.start_s)
 
     def fail_waiting(self, error: RouterError) -> None:
         """Ends every waiting call with this error."""
@@ -285,7 +284,7 @@ class Dispatcher:
         self._observer.shed("no_replica")
         return NoReplica(
             f"no replica of {self.pool.model!r} serves and none is starting",
-            retry_after_s=int(UNKNOWN_START_S),
+            retry_after_s=ceil(self.pool.start_s),
         )
 
     def _ticket(self, call: Call, cost: Cost, attempts: Attempts) -> Ticket:

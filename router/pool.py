@@ -14,6 +14,9 @@ from router.estimates import Estimates
 from router.health import Event, Health, State
 from router.replica import Admin, Replica
 
+FIRST_START_S = 15.0
+"""How long a start takes, until one was seen."""
+START_WEIGHT = 0.3
 UNNAMED = "default"
 """The pool of replicas given by URL alone."""
 
@@ -49,6 +52,8 @@ class Pool:
         self.estimates = Estimates()
         self.changed: Callable[[], None] = lambda: None
         """Called when a replica may have become usable, or the last hope is gone."""
+        self.start_s = FIRST_START_S
+        """How long a replica takes from its start to its first passed probe, learned."""
         self._config = config
         self._clock = clock
         self._on_state_change = on_state_change
@@ -116,6 +121,7 @@ class Pool:
             model=member.model,
             dialect=DIALECTS[member.dialect],
             health=Health(self._config),
+            joined_s=self._clock(),
             admin=Admin.DRAINING if member.id in draining else Admin.ACTIVE,
         )
 
@@ -138,8 +144,17 @@ class Pool:
         after = replica.health.on(event, self._clock())
         _refresh(replica)
         if before is not after:
+            self._time_start(replica)
             self._on_state_change(replica, before, after, reason)
             self.changed()
+
+    def _time_start(self, replica: Replica) -> None:
+        """Once per generation, and only if the launcher tells when it started it."""
+        if replica.health.state is State.HEALTHY and not replica.has_started:
+            replica.has_started = True
+            if replica.phase:
+                took_s = self._clock() - replica.joined_s
+                self.start_s += START_WEIGHT * (took_s - self.start_s)
 
     def _may_eject(self, replica: Replica) -> bool:
         """Never the last usable one, and never more than the configured share."""

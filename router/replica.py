@@ -43,6 +43,9 @@ class Replica:
     admin: Admin = Admin.ACTIVE
     phase: str = ""
     info: "EngineInfo | None" = None
+    joined_s: float = 0.0
+    has_started: bool = False
+    """It passed a probe in this generation."""
     progress_s: float = 0.0
     """When it last sent anything of a reply: as good as a passed probe."""
     alone: bool = False
