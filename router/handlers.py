@@ -203,7 +203,7 @@ class Handlers:
                 return self._tokenize(request, client, call_id, path, api)
         if method in ("GET", "HEAD") and (page := self._get.get(path)):
             return self._page(page, request, client)
-        return self._otherwise(request, client, method, path)
+        return self._otherwise(request, client, call_id, method, path)
 
     # ---- calls ----
 
@@ -301,7 +301,7 @@ class Handlers:
         return web.Response()
 
     async def _otherwise(
-        self, request: web.BaseRequest, client: HttpClient, method: str, path: str
+        self, request: web.BaseRequest, client: HttpClient, call_id: str, method: str, path: str
     ) -> Sent:
         """CORS pre-flight, 405 with what is allowed, or 404."""
         allowed = []
@@ -319,7 +319,7 @@ class Handlers:
             return Sent(client.keeps_alive)
         error = MethodNotAllowed(f"{method} is not allowed on {path}")
         body = _api_of(path).error_body(error)
-        fields = [("allow", ",".join(allowed)), ("content-type", "application/json")]
+        fields = [("allow", ",".join(allowed)), *error_headers(call_id, error)]
         client.send(error.status, fields, b"" if method == "HEAD" else body)
         return Sent(client.keeps_alive)
 
@@ -335,7 +335,8 @@ class Handlers:
             client.write(api.error_event(error))
             client.end()
             return
-        client.send(error.status, error_headers(call_id, error), api.error_body(error))
+        body = b"" if request.method == "HEAD" else api.error_body(error)
+        client.send(error.status, error_headers(call_id, error), body)
         route = path if path in GENERATION_APIS or path in TOKENIZER_APIS else "other"
         self._metrics.call_done(route, error.status, 0.0)
 

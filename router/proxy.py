@@ -39,11 +39,11 @@ HOP_BY_HOP = frozenset(
     (
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization"),
         *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
-        *("content-length", "server", "vary", "set-cookie"),
+        *("content-length", "server", "vary", "set-cookie", "x-request-id"),
     )
 )
 """Not passed on from replicas: they belong to one connection (RFC 9110, 7.6.1) or to our edge."""
-NOT_PASSED_ON = "access-control-"
+NOT_PASSED_ON = ("access-control-", "x-fleet-")
 
 
 @dataclass(slots=True)
@@ -423,10 +423,13 @@ class _StreamOpener:
 
 
 def _passed_back(head: Head) -> list[tuple[str, str]]:
+    dropped = HOP_BY_HOP
+    if named := head.get("connection"):
+        dropped |= {name.strip().lower() for name in named.split(",")}
     return [
         (name, value)
         for name, value in head.fields
-        if name not in HOP_BY_HOP and not name.startswith(NOT_PASSED_ON)
+        if name not in dropped and not name.startswith(NOT_PASSED_ON)
     ]
 
 
