@@ -25,6 +25,8 @@ from router.retry import Attempts
 MIN_QUEUE_CALLS = 64
 MAX_QUEUE_CALLS = 100_000
 QUEUE_CALLS_PER_SLOT = 4
+OVERTAKE_SHARE = 0.25
+"""Of a service time: then a kept replica has time to empty, and all is over within two of them."""
 
 
 class Observer(Protocol):
@@ -193,15 +195,17 @@ class Dispatcher:
         now_s = self._clock()
         if head.blocked_s is None:
             head.blocked_s = now_s
-        if self._reserved and self._reserved[0] is head and self._reserved[1].is_usable:
-            return self._reserved[1]
-        overtake_s = min(self._config.max_overtake_s, self._service_s / 2)
+        ticket, kept = self._reserved or (None, None)
+        if kept and ticket is head and kept.is_usable and self.pool.get(kept.id) is kept:
+            return kept
+        overtake_s = min(self._config.max_overtake_s, self._service_s * OVERTAKE_SHARE)
         if not head.alone and now_s - head.blocked_s < overtake_s:
             return None
-        usable = [r for r in self.pool if r.is_usable and r.id not in head.excluded]
+        usable = [r for r in self.pool if r.is_usable]
         if not usable:
             return None
-        emptiest = min(usable, key=lambda r: (r.load.tokens, r.load.requests))
+        fresh = [r for r in usable if r.id not in head.excluded]
+        emptiest = min(fresh or usable, key=lambda r: (r.load.tokens, r.load.requests))
         self._reserved = (head, emptiest)
         return emptiest
 
@@ -227,7 +231,8 @@ class Dispatcher:
         replica, now_s = lease.replica, self._clock()
         if outcome is Outcome.SHED:
             pause_s = replica.room.shed(replica.load, now_s)
-            asyncio.get_running_loop().call_later(pause_s, self._unpause, replica)
+            if pause_s is not None:
+                asyncio.get_running_loop().call_later(pause_s, self._unpause, replica)
         if outcome is Outcome.FAILED:
             replica.failed += 1
         if outcome is not Outcome.DONE:

@@ -136,11 +136,16 @@ class Room:
         self._growth_bound = self._limit * GROWTH_PER_LOOK
         self._settle()
 
-    def shed(self, load: Load, now_s: float) -> float:
-        """It refused a call while it held `load`; gives the seconds to leave it alone."""
+    def shed(self, load: Load, now_s: float) -> float | None:
+        """It refused a call while it held `load`; gives the seconds to leave it alone.
+
+        None when it is left alone already: calls refused together are one refusal.
+        """
+        self._lower(load.requests * SHED_BACK_OFF, 0.0, now_s)
+        if self.is_paused:
+            return None
         self._sheds += 1
         self.is_paused = True
-        self._lower(load.requests * SHED_BACK_OFF, 0.0, now_s)
         return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._sheds - 1, 10))
 
     def _is_long(self, wait_s: float) -> bool:

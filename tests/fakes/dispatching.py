@@ -136,20 +136,33 @@ class World:
 
     # ---- what must always hold ----
 
-    def check(self, *gone: Replica):
-        """Loads are exactly the open leases; nobody waits who could run."""
+    def check(self):
+        """Loads are exactly the open leases, and nobody waits who could run."""
         dispatcher = self.dispatcher
-        dispatcher.pump()
-        assert dispatcher.open_leases >= 0
-        granted = [
-            ticket
-            for ticket in dispatcher.queue
-            if ticket.grant.done() and not ticket.grant.cancelled()
-        ]
-        assert not granted, "a granted call still stands in the queue"
-        for replica in (*self.pool, *gone):
-            assert replica.load.requests >= 0
-            assert replica.load.tokens >= 0
+        assert dispatcher.open_leases == len(self.leases)
+        for replica in {*self.pool, *(lease.replica for lease in self.leases)}:
+            mine = [lease for lease in self.leases if lease.replica is replica]
+            assert replica.load.requests == sum(lease.cost.requests for lease in mine)
+            assert replica.load.tokens == sum(lease.cost.reserve_tokens for lease in mine)
+            assert replica.alone == any(lease.alone for lease in mine)
+            assert len(mine) == 1 or not replica.alone
+        waiting = list(dispatcher.queue)
+        assert dispatcher.queue.waiting_bytes == sum(len(ticket.call.body) for ticket in waiting)
+        assert not any(ticket.grant.done() for ticket in waiting)
+        if waiting:
+            assert self.pool.can_come
+            self._check_idle(waiting)
+
+    def _check_idle(self, waiting):
+        """An idle replica is left so only by calls that it failed and that have another one."""
+        usable = [replica for replica in self.pool if replica.is_usable]
+        idle = [r for r in usable if not r.load.requests and not r.room.is_paused]
+        for ticket in (waiting[0], *(t for t in waiting[1:17] if not t.alone)):
+            others = [replica for replica in usable if replica.id not in ticket.excluded]
+            for replica in idle:
+                assert replica.id in ticket.excluded
+                assert others
+                assert not ticket.alone
 
     def check_at_rest(self):
         dispatcher = self.dispatcher

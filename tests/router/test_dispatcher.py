@@ -1,0 +1,807 @@
+"""Who gets which replica and when: order, late binding, bounds, deadlines, cancellation."""
+
+import asyncio
+import contextlib
+import random
+
+import pytest
+
+from router.config import QueueConfig
+from router.errors import NoReplica, QueueFull, QueueTimeout, RouterError, ShuttingDown
+from router.lease import Outcome
+from router.replica import Admin
+from router.retry import Attempts
+
+pytestmark = pytest.mark.virtual_time
+
+
+def tried(*ids, alone=False):
+    return Attempts(count=len(ids), excluded=frozenset(ids), alone=alone)
+
+
+async def done(task, limit_s=1e6):
+    async with asyncio.timeout(limit_s):
+        return await task
+
+
+# ---- order ----
+
+
+async def test_with_room_a_call_gets_its_lease_at_once(world):
+    one = world()
+    one.add("a")
+    lease = await one.acquire()
+    assert lease.replica is one["a"]
+    assert lease.waited_s == 0.0
+    assert one["a"].load.requests == 1
+    one.check()
+
+
+async def test_calls_are_served_first_come_first_served(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    first = await one.acquire()
+    order = []
+
+    async def take(name):
+        lease = await one.acquire()
+        order.append(name)
+        one.end(lease)
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in range(20):
+            tasks.create_task(take(name))
+            await settle()
+        one.end(first)
+    assert order == list(range(20))
+
+
+async def test_a_new_call_does_not_pass_those_that_wait(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    first = await one.acquire()
+    waiting = one.waiting()
+    await settle()
+    one.end(first)  # the lease is granted to the one that waits, who has not run yet
+    late = one.waiting()
+    lease = await done(waiting)
+    await settle()
+    assert not late.done()
+    one.end(lease)
+    await done(late)
+
+
+async def test_a_waiting_call_belongs_to_no_replica(world, settle):
+    """Late binding: whichever replica has room first takes it."""
+    one = world()
+    one.add("a", "b", "c", requests=1)
+    held = {lease.replica.id: lease for lease in [await one.acquire() for _ in range(3)]}
+    waiting = [one.waiting() for _ in range(3)]
+    await settle()
+    for name in "bca":
+        one.end(held[name])
+    assert [(await done(task)).replica.id for task in waiting] == ["b", "c", "a"]
+
+
+async def test_the_wait_is_measured(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    first, waiting = await one.acquire(), one.waiting()
+    await asyncio.sleep(7.0)
+    one.end(first)
+    assert (await done(waiting)).waited_s == pytest.approx(7.0)
+    assert one.seen.waits == pytest.approx([0.0, 7.0])
+
+
+async def test_releasing_twice_counts_once(world):
+    one = world()
+    one.add("a")
+    lease, other = await one.acquire(), await one.acquire()
+    for _ in range(3):
+        one.end(lease)
+    assert one.dispatcher.open_leases == 1
+    one.check()
+    one.end(other)
+
+
+async def test_room_is_counted_in_tokens_and_in_requests(world, settle):
+    one = world()
+    one.add("a", requests=3, tokens=100)
+    await one.acquire(input_tokens=30, new_tokens=30)
+    big = one.waiting(input_tokens=30, new_tokens=30)
+    await settle()
+    assert not big.done()
+    assert one["a"].load.tokens == 60
+    big.cancel()
+    for _ in range(2):
+        await one.acquire(input_tokens=5, new_tokens=5)
+    small = one.waiting(input_tokens=1, new_tokens=1)
+    await settle()
+    assert not small.done(), "three requests are held, that is all it takes"
+    small.cancel()
+    await settle()
+
+
+# ---- cancellation ----
+
+
+async def test_a_cancelled_waiter_leaves_the_queue(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    first = await one.acquire()
+    waiting = [one.waiting() for _ in range(3)]
+    await settle()
+    waiting[0].cancel()
+    await settle()
+    assert len(one.dispatcher.queue) == 2
+    one.check()
+    one.end(first)
+    one.end(await done(waiting[1]))
+    await done(waiting[2])
+
+
+@pytest.mark.parametrize("order", ["grant then cancel", "cancel then grant"])
+async def test_a_lease_granted_in_the_tick_of_the_cancel_is_given_back(world, settle, order):
+    one = world()
+    one.add("a", requests=1)
+    for _ in range(500):
+        holder = await one.acquire()
+        waiting = one.waiting()
+        await settle(3)
+        if order == "grant then cancel":
+            one.end(holder)
+            waiting.cancel()
+        else:
+            waiting.cancel()
+            one.end(holder)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert one.dispatcher.open_leases == 0
+        assert one["a"].load.requests == 0
+        one.check()
+
+
+async def test_the_lease_of_a_cancelled_waiter_goes_to_the_next_one(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    holder = await one.acquire()
+    gone, next_one = one.waiting(), one.waiting()
+    await settle()
+    one.end(holder)
+    gone.cancel()
+    lease = await done(next_one, 0.001)
+    assert lease.replica.id == "a"
+    one.check()
+
+
+async def test_a_lease_granted_in_the_tick_of_the_deadline_is_not_lost(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    for _ in range(100):
+        holder = await one.acquire()
+        waiting = one.waiting(wait_s=5.0)
+        await settle()
+        asyncio.get_running_loop().call_later(5.0, one.end, holder)
+        with contextlib.suppress(QueueTimeout):
+            one.end(await done(waiting))
+        await settle()
+        assert one.dispatcher.open_leases == 0
+        one.check()
+
+
+async def test_hundreds_that_leave_at_once_leave_nothing_behind(world, settle):
+    one = world(queue=QueueConfig(max_calls=1000))
+    one.add("a", requests=2)
+    held = [await one.acquire() for _ in range(2)]
+    waiting = [one.waiting() for _ in range(500)]
+    await settle()
+    for task in waiting[::2]:
+        task.cancel()
+    one.end(held[0])
+    await settle()
+    assert len(one.dispatcher.queue) == 249
+    one.check()
+    for task in waiting:
+        task.cancel()
+    await settle()
+    one.check()
+
+
+# ---- deadlines and bounds ----
+
+
+async def test_a_call_waits_until_its_deadline_and_no_longer(world):
+    one = world()
+    one.add("a", requests=1)
+    await one.acquire()
+    started_s = one.clock()
+    with pytest.raises(QueueTimeout) as caught:
+        await one.acquire(wait_s=60.0)
+    assert one.clock() - started_s == pytest.approx(60.0)
+    assert caught.value.status == 503
+    assert 1 <= caught.value.retry_after_s <= 600
+    assert one.seen.sheds == ["queue_timeout"]
+    one.check()
+
+
+async def test_without_queueing_a_call_that_finds_no_room_is_refused_at_once(world):
+    one = world()
+    one.add("a", requests=1)
+    await one.acquire(wait_s=0.0)
+    started_s = one.clock()
+    with pytest.raises(QueueFull) as caught:
+        await one.acquire(wait_s=0.0)
+    assert one.clock() == started_s
+    assert caught.value.status == 429
+    assert caught.value.retry_after_s >= 1
+
+
+async def test_the_queue_is_bounded_in_calls(world, settle):
+    one = world(queue=QueueConfig(max_calls=2))
+    one.add("a", requests=1)
+    await one.acquire()
+    waiting = [one.waiting() for _ in range(2)]
+    await settle()
+    with pytest.raises(QueueFull) as caught:
+        await one.acquire()
+    assert "2" in caught.value.message
+    assert caught.value.retry_after_s >= 1
+    waiting[0].cancel()
+    await settle()
+    waiting.append(one.waiting())
+    await settle()
+    assert len(one.dispatcher.queue) == 2
+    for task in waiting:
+        task.cancel()
+    await settle()
+
+
+async def test_the_bound_follows_the_slots_known_and_is_64_at_least(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    await one.acquire()
+    waiting = [one.waiting() for _ in range(65)]
+    await settle()
+    assert len(one.dispatcher.queue) == 64
+    one.add("b", up=False, requests=99)
+    waiting += [one.waiting() for _ in range(400)]
+    await settle()
+    assert len(one.dispatcher.queue) == 4 * 100
+    for task in waiting:
+        task.cancel()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert sum(isinstance(result, QueueFull) for result in results) == 65
+
+
+async def test_the_queue_is_bounded_in_bytes(world, settle):
+    one = world(queue=QueueConfig(max_bytes=100))
+    one.add("a", requests=1)
+    await one.acquire(body=b"x" * 500)
+    waiting = [one.waiting(body=b"x" * 60), one.waiting(body=b"x" * 40)]
+    await settle()
+    assert one.dispatcher.queue.waiting_bytes == 100
+    with pytest.raises(QueueFull):
+        await one.acquire(body=b"x")
+    for task in waiting:
+        task.cancel()
+    await settle()
+    assert one.dispatcher.queue.waiting_bytes == 0
+
+
+async def test_a_retried_call_passes_the_bounds_and_goes_first(world, settle):
+    one = world(queue=QueueConfig(max_calls=1, max_bytes=1))
+    one.add("a", "b", requests=1)
+    held = {lease.replica.id: lease for lease in [await one.acquire() for _ in range(2)]}
+    waiting = one.waiting()
+    await settle()
+    retried = one.waiting(attempts=tried("b"), is_retry=True)
+    await settle()
+    one.end(held["a"])
+    await done(retried)
+    assert not waiting.done()
+    one.end(held["b"])
+    await done(waiting)
+
+
+async def test_a_retried_call_waits_to_its_own_deadline(world):
+    one = world()
+    one.add("a", requests=1)
+    await one.acquire()
+    started_s = one.clock()
+    with pytest.raises(QueueTimeout):
+        await one.acquire(attempts=tried(), is_retry=True, wait_s=60.0)
+    assert one.clock() - started_s == pytest.approx(1800.0)
+
+
+async def test_a_refused_call_is_told_when_to_come_back(world, settle):
+    """Ten calls ahead, one a second: about eleven seconds."""
+    one = world(queue=QueueConfig(max_calls=10))
+    one.add("a", requests=1)
+    for _ in range(60):
+        lease = await one.acquire()
+        await asyncio.sleep(1.0)
+        one.end(lease)
+    await one.acquire()
+    waiting = [one.waiting() for _ in range(10)]
+    await settle()
+    with pytest.raises(QueueFull) as caught:
+        await one.acquire()
+    assert 9 <= caught.value.retry_after_s <= 14
+    for task in waiting:
+        task.cancel()
+    await settle()
+
+
+# ---- no replica ----
+
+
+async def test_with_no_replica_configured_a_call_is_refused_at_once(world):
+    one = world()
+    with pytest.raises(NoReplica) as caught:
+        await one.acquire()
+    assert caught.value.status == 503
+    assert caught.value.retry_after_s >= 1
+
+
+@pytest.mark.parametrize("phase", ["failed", "stopped"])
+async def test_with_none_on_its_way_a_call_is_refused_at_once(world, phase):
+    one = world()
+    one.sync(one.member("a", phase=phase))
+    with pytest.raises(NoReplica):
+        await one.acquire()
+
+
+@pytest.mark.parametrize("phase", ["pending", "starting", "loading", "ready", ""])
+async def test_while_one_is_coming_calls_wait_for_it(world, settle, phase):
+    one = world()
+    one.sync(one.member("a", phase=phase))
+    waiting = one.waiting()
+    await asyncio.sleep(30.0)
+    assert not waiting.done()
+    one.up("a")
+    assert (await done(waiting)).waited_s == pytest.approx(30.0)
+
+
+async def test_waiting_calls_are_refused_when_the_last_hope_is_gone(world, settle):
+    one = world()
+    one.add("a", up=False)
+    waiting = [one.waiting() for _ in range(3)]
+    await settle()
+    one.sync(one.member("a", phase="failed"))
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [NoReplica] * 3
+    one.check()
+
+
+async def test_waiting_calls_outlast_a_crash_and_a_restart(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    lease = await one.acquire()
+    waiting = one.waiting()
+    await settle()
+    one.down("a")
+    one.end(lease, Outcome.FAILED)
+    await asyncio.sleep(5.0)
+    assert not waiting.done()
+    one.sync(one.member("a", generation=2, requests=1))
+    await asyncio.sleep(5.0)
+    assert not waiting.done()
+    one.up("a")
+    assert (await done(waiting)).generation == 2
+
+
+async def test_shutting_down_tells_every_waiting_call(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    await one.acquire()
+    waiting = [one.waiting() for _ in range(3)]
+    await settle()
+    one.dispatcher.fail_waiting(ShuttingDown("bye"))
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [ShuttingDown] * 3
+    one.check()
+
+
+async def test_a_waiter_that_leaves_in_the_tick_of_its_refusal_is_quiet(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    await one.acquire()
+    waiting = one.waiting()
+    await settle()
+    one.dispatcher.fail_waiting(ShuttingDown("bye"))
+    waiting.cancel()
+    with pytest.raises((asyncio.CancelledError, RouterError)):
+        await waiting
+    one.check()
+
+
+# ---- generations, drain ----
+
+
+async def test_a_new_generation_owes_nothing_for_the_old_one(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    old = await one.acquire()
+    waiting = one.waiting()
+    await settle()
+    one.sync(one.member("a", generation=2, requests=1))
+    one.up("a")
+    lease = await done(waiting)
+    assert lease.replica is one["a"] is not old.replica
+    assert (old.generation, lease.generation) == (1, 2)
+    one.end(old, Outcome.FAILED)
+    assert one["a"].load.requests == 1, "the old generation's lease is not the new one's"
+    one.check()
+
+
+async def test_a_list_that_says_the_same_changes_nothing(world):
+    one = world()
+    one.add("a", "b")
+    lease = await one.acquire()
+    before = list(one.pool)
+    assert one.sync(*(one.member(name) for name in "ab")) == []
+    assert list(one.pool) == before
+    assert lease.replica.load.requests == 1
+
+
+async def test_a_draining_replica_finishes_what_it_has_and_gets_nothing_new(world, settle):
+    one = world()
+    one.add("a", "b", requests=2)
+    leases = [await one.acquire() for _ in range(4)]
+    one.pool.set_admin(one["a"], Admin.DRAINING)
+    waiting = [one.waiting() for _ in range(2)]
+    await settle()
+    for lease in leases:
+        one.end(lease)
+    assert {(await done(task)).replica.id for task in waiting} == {"b"}
+    assert one["a"].load.requests == 0
+    late = one.waiting()
+    await settle()
+    one.pool.set_admin(one["a"], Admin.ACTIVE)
+    assert (await done(late)).replica.id == "a"
+
+
+# ---- who may pass whom ----
+
+
+async def test_an_idle_replica_takes_the_head_whatever_its_estimate(world):
+    one = world()
+    one.add("a", requests=4, tokens=100)
+    lease = await one.acquire(input_tokens=10_000, new_tokens=10_000, sequences=50)
+    assert lease.replica.id == "a"
+
+
+async def test_small_calls_pass_a_head_that_does_not_fit_for_a_while_only(world, settle):
+    one = world(queue=QueueConfig(max_overtake_s=2.0))
+    one.dispatcher._service_s = 100.0
+    one.add("a", requests=50, tokens=100)
+    await one.acquire(input_tokens=25, new_tokens=25)
+    big = one.waiting(input_tokens=80, new_tokens=20)
+    await settle()
+    passed = [one.waiting(input_tokens=5, new_tokens=5, wait_s=60.0) for _ in range(2)]
+    await settle()
+    assert all(task.done() for task in passed)
+    await asyncio.sleep(2.1)
+    late = one.waiting(input_tokens=5, new_tokens=5)
+    await settle()
+    assert not late.done(), "the replica is kept for the head now"
+    one.end_all()
+    assert (await done(big)).replica.id == "a"
+    one.end_all()
+    await done(late)
+
+
+async def test_the_overtaking_time_shrinks_with_the_service_time(world, settle):
+    one = world(queue=QueueConfig(max_overtake_s=2.0))
+    one.dispatcher._service_s = 0.2
+    one.add("a", requests=50, tokens=100)
+    await one.acquire(input_tokens=25, new_tokens=25)
+    big = one.waiting(input_tokens=80, new_tokens=20)
+    small = one.waiting(input_tokens=5, new_tokens=5)
+    await settle()
+    assert small.done()
+    await asyncio.sleep(0.15)
+    late = one.waiting(input_tokens=5, new_tokens=5)
+    await settle()
+    assert not late.done()
+    big.cancel()
+    await settle()
+    assert late.done(), "the head left: nothing is kept for it any more"
+
+
+async def test_the_work_per_decision_is_bounded(world, settle):
+    """Sixteen calls behind the head may be tried, no more."""
+    one = world(queue=QueueConfig(max_overtake_s=1000.0))
+    one.dispatcher._service_s = 10_000.0
+    one.add("a", requests=90, tokens=100)
+    await one.acquire(input_tokens=25, new_tokens=25)
+    big = [one.waiting(input_tokens=80, new_tokens=20) for _ in range(17)]
+    small = one.waiting(input_tokens=5, new_tokens=5)
+    await settle()
+    assert not small.done()
+    big[3].cancel()
+    await settle()
+    assert small.done()
+    for task in big:
+        task.cancel()
+    await settle()
+
+
+async def keep_for_head(one, settle, **big):
+    """A head too big for what is free, blocked for so long that a replica is kept for it."""
+    one.dispatcher._service_s = 1.0
+    task = one.waiting(input_tokens=80, new_tokens=20, **big)
+    await settle()
+    await asyncio.sleep(3.0)
+    one.dispatcher.pump()
+    return task
+
+
+@pytest.mark.parametrize("how", ["leaves", "starts again", "drains", "goes down"])
+async def test_another_replica_is_kept_when_the_kept_one_goes(world, settle, how):
+    one = world()
+    one.add("a", "b", requests=50, tokens=100)
+    await one.acquire(input_tokens=20, new_tokens=20)  # 40 on one
+    await one.acquire(input_tokens=25, new_tokens=25)  # 50 on the other: "a" or "b"
+    emptier = min(one.pool, key=lambda replica: replica.load.tokens).id
+    fuller = "b" if emptier == "a" else "a"
+    big = await keep_for_head(one, settle)
+    if how == "leaves":
+        one.sync(one.member(fuller, requests=50, tokens=100))
+    elif how == "starts again":
+        fields = {"requests": 50, "tokens": 100}
+        again = one.member(emptier, generation=2, **fields)
+        one.sync(again, one.member(fuller, **fields))
+    elif how == "drains":
+        one.pool.set_admin(one[emptier], Admin.DRAINING)
+    else:
+        one.down(emptier)
+    small = one.waiting(input_tokens=5, new_tokens=5)
+    await settle()
+    assert not small.done(), "what is left must be kept for the head"
+    for lease in list(one.leases):
+        one.end(lease)
+    assert (await done(big, 1.0)).replica.id == fuller
+    one.end_all()
+    await done(small)
+
+
+# ---- excluded and suspect calls ----
+
+
+async def test_a_call_is_not_sent_again_to_a_replica_that_failed_it(world):
+    one = world()
+    one.add("a", "b", "c")
+    for _ in range(10):
+        assert (await one.acquire(attempts=tried("a", "c"))).replica.id == "b"
+        one.end_all()
+
+
+async def test_it_rather_waits_for_one_that_has_not_failed_it(world, settle):
+    one = world()
+    one.add("a", "b", requests=1)
+    held = await one.acquire(attempts=tried("a"))
+    assert held.replica.id == "b"
+    waiting = one.waiting(attempts=tried("a"), is_retry=True)
+    await settle()
+    assert not waiting.done(), "a is idle, but it failed this call"
+    other = await done(one.waiting(), 0.001)
+    assert other.replica.id == "a", "an idle replica does not wait for the head's sake"
+    one.end(held)
+    assert (await done(waiting)).replica.id == "b"
+
+
+async def test_it_goes_back_when_there_is_no_other(world, settle):
+    one = world()
+    one.add("a", "b", requests=1)
+    assert (await one.acquire(attempts=tried("a", "b"))).replica.id in "ab"
+    one.end_all()
+    held = await one.acquire(attempts=tried("a"))
+    waiting = one.waiting(attempts=tried("a"), is_retry=True)
+    await settle()
+    one.down(held.replica.id)
+    assert (await done(waiting)).replica.id == "a"
+
+
+async def test_a_suspect_runs_alone(world, settle):
+    one = world()
+    one.add("a", requests=8)
+    holders = [await one.acquire() for _ in range(2)]
+    suspect = one.waiting(attempts=tried(alone=True), is_retry=True)
+    await settle()
+    one.end(holders[0])
+    await settle()
+    assert not suspect.done()
+    one.end(holders[1])
+    lease = await done(suspect)
+    assert lease.alone
+    assert one["a"].alone
+    beside = one.waiting()
+    await settle()
+    assert not beside.done(), "nothing runs beside a suspect"
+    one.check()
+    one.end(lease, Outcome.FAILED)
+    assert not one["a"].alone
+    await done(beside)
+
+
+@pytest.mark.parametrize("failed_at", [(), ("a",), ("a", "b")])
+async def test_a_suspect_gets_its_turn_under_endless_load(world, failed_at):
+    """Also when every replica there is has failed it before: they were restarted."""
+    one = world()
+    one.add("a", "b", requests=4)
+    stop = asyncio.Event()
+
+    async def client():
+        while not stop.is_set():
+            lease = await one.acquire()
+            await asyncio.sleep(1.0)
+            one.end(lease)
+
+    async with asyncio.TaskGroup() as tasks:
+        for position in range(12):
+            tasks.create_task(client())
+            await asyncio.sleep(position / 100)
+        started_s = one.clock()
+        lease = await one.acquire(attempts=tried(*failed_at, alone=True), is_retry=True)
+        waited_s = one.clock() - started_s
+        assert lease.replica.load.requests == 1
+        await asyncio.sleep(1.0)
+        assert lease.replica.load.requests == 1
+        one.end(lease)
+        stop.set()
+    assert waited_s < 5.0
+
+
+@pytest.mark.parametrize("failed_at", [("a",), ("a", "b")])
+async def test_a_large_retried_call_gets_its_turn_under_endless_load(world, failed_at):
+    one = world()
+    one.add("a", "b", requests=20, tokens=100)
+    stop = asyncio.Event()
+
+    async def client():
+        while not stop.is_set():
+            lease = await one.acquire(input_tokens=5, new_tokens=5)
+            await asyncio.sleep(1.0)
+            one.end(lease)
+
+    async with asyncio.TaskGroup() as tasks:
+        for position in range(30):
+            tasks.create_task(client())
+            await asyncio.sleep(position / 100)
+        call = one.call(input_tokens=80, new_tokens=15)
+        started_s = one.clock()
+        one.end(await one.acquire(call, tried(*failed_at), is_retry=True))
+        assert one.clock() - started_s < 5.0
+        stop.set()
+
+
+# ---- sheds ----
+
+
+async def test_a_replica_that_sheds_is_left_alone_and_never_hammered(world):
+    one = world()
+    one.add("a", requests=8)
+    attempts, until_s = 0, one.clock() + 60.0
+    while one.clock() < until_s:
+        lease = await one.acquire(attempts=tried(), is_retry=True)
+        attempts += 1
+        one.end(lease, Outcome.SHED)
+    assert 20 <= attempts <= 90, "about once a second after the first few"
+
+
+async def test_while_one_sheds_the_others_serve(world, settle):
+    one = world()
+    one.add("a", "b", requests=1)
+    lease = await one.acquire()
+    one.end(lease, Outcome.SHED)
+    other = "b" if lease.replica.id == "a" else "a"
+    assert (await one.acquire(attempts=tried(lease.replica.id), is_retry=True)).replica.id == other
+    waiting = one.waiting()
+    await settle()
+    assert not waiting.done()
+    assert (await done(waiting, 1.0)).replica is lease.replica, "the pause is short"
+
+
+async def test_a_shed_does_not_hurt_health(world):
+    one = world()
+    one.add("a")
+    for _ in range(20):
+        one.end(await one.acquire(attempts=tried(), is_retry=True), Outcome.SHED)
+    assert one["a"].is_usable
+    assert one["a"].failed == 0
+
+
+async def test_many_sheds_at_once_do_not_shorten_the_pause(world, settle):
+    """Eight calls refused together: one pause, at its end the replica is asked again."""
+    one = world()
+    one.add("a", requests=8)
+    leases = [await one.acquire() for _ in range(8)]
+    for lease in leases:
+        one.end(lease, Outcome.SHED)
+    longest_s = max(
+        timer.when() - one.clock()
+        for timer in asyncio.get_running_loop()._scheduled
+        if not timer.cancelled()
+    )
+    waiting = one.waiting()
+    await asyncio.sleep(longest_s * 0.9)
+    assert not waiting.done()
+    await done(waiting, 1.0)
+
+
+# ---- idle while waiting ----
+
+
+async def test_nothing_is_idle_while_every_replica_works(world, settle):
+    one = world()
+    one.add("a", "b", requests=1)
+    held = [await one.acquire() for _ in range(2)]
+    waiting = [one.waiting() for _ in range(6)]
+    for _ in range(3):
+        await asyncio.sleep(2.0)
+        for lease in held:
+            one.end(lease)
+        await settle()
+        held = list(one.leases)
+    await asyncio.gather(*waiting)
+    assert one.seen.idle_s == 0.0
+
+
+async def test_a_replica_left_idle_while_a_call_waits_is_counted(world, settle):
+    """A call that failed on the idle one waits for the other: five seconds of idleness."""
+    one = world()
+    one.add("a", "b", requests=1)
+    held = await one.acquire(attempts=tried("a"))
+    waiting = one.waiting(attempts=tried("a"), is_retry=True)
+    await asyncio.sleep(5.0)
+    one.end(held)
+    await done(waiting)
+    await asyncio.sleep(100.0)
+    one.end_all()
+    assert one.seen.idle_s == pytest.approx(5.0)
+
+
+async def test_an_idle_fleet_without_calls_is_not_counted(world):
+    one = world()
+    one.add("a", "b")
+    await asyncio.sleep(1000.0)
+    one.end(await one.acquire())
+    assert one.seen.idle_s == 0.0
+
+
+# ---- fairness ----
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_large_call_among_endless_small_ones_waits_two_service_times_at_most(world, seed):
+    """3,500 tokens where a replica holds 4,000 and small calls never stop coming."""
+    rng = random.Random(seed)
+    one = world()
+    one.add("a", "b", "c", "d", requests=64, tokens=4000)
+    times, stop = [], asyncio.Event()
+
+    async def client():
+        await asyncio.sleep(rng.uniform(0.0, 2.0))
+        while not stop.is_set():
+            lease = await one.acquire(input_tokens=100, new_tokens=rng.choice([50, 100, 150]))
+            service_s = rng.uniform(0.5, 1.5)
+            times.append(service_s)
+            await asyncio.sleep(service_s)
+            one.end(lease)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(96):
+            tasks.create_task(client())
+        waits = []
+        for _ in range(5):
+            await asyncio.sleep(10.0)
+            lease = await one.acquire(input_tokens=2500, new_tokens=1000)
+            waits.append(lease.waited_s)
+            await asyncio.sleep(1.0)
+            one.end(lease)
+        stop.set()
+    mean_s = sum(times) / len(times)
+    assert max(waits) <= 2.0 * mean_s
+    assert len(times) > 1000
+    assert one.seen.idle_s < 0.01 * one.clock()
