@@ -1,5 +1,7 @@
 """Whole events out of a byte stream: wherever it is cut, nothing is lost, split or made up."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ WANTED = [b'{"index":1}', b'{"index":2}', b"a\nb", b"[DONE]"]
 
 def cut(data, places):
     edges = [0, *sorted(places), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(edges)]
 
 
 def ends_whole(block):
