@@ -209,10 +209,9 @@ class ReplicaKeeper:
     def _why_it_ended(self, detail: str) -> str:
         """The exit and, as that says little, the engine's own last words."""
         failed = self.instance.progress if self.instance.progress.startswith("failed") else ""
-        lines = log_files.tail(self._around.runtime.log_path(self.spec.id), 20)
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        said = log_files.last_words(self._around.runtime.log_path(self.spec.id))
         words = "; ".join(
-            part for part in (failed, f"last log line: {last}" if last else "") if part
+            part for part in (failed, f"its log says: {said}" if said else "") if part
         )
         return f"{detail} ({words})"[:_REASON_CHARS] if words else detail
 
@@ -224,9 +223,8 @@ class ReplicaKeeper:
     def _move(self, phase: Phase, reason: str) -> None:
         before = self.instance.phase
         if self.instance.move(phase, reason, time.monotonic()):
-            level = (
-                logging.WARNING if phase is Phase.FAILED or before is Phase.READY else logging.INFO
-            )
+            is_bad = phase is Phase.FAILED or (before, phase) == (Phase.READY, Phase.PENDING)
+            level = logging.WARNING if is_bad else logging.INFO
             generation = self.instance.generation
             text = "%s generation=%d: %s -> %s (%s)"
             log.log(level, text, self.spec.id, generation, before, phase, reason)

@@ -6,6 +6,7 @@ the supervisor (progress) and `launcher logs`.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,6 +17,9 @@ from router.errors import StateError
 MAX_LOG_BYTES = 64 * 1024**2
 _MAX_READ_BYTES = 256 * 1024
 _TAIL_BLOCK_BYTES = 64 * 1024
+_LAST_WORDS_LINES = 20
+_LAST_WORDS_CHARS = 200
+_ERROR = re.compile(r"error|exception|fatal|panic|out of memory", re.IGNORECASE)
 
 
 def previous(path: Path) -> Path:
@@ -53,6 +57,17 @@ def tail(path: Path, lines: int) -> list[str]:
             file.seek(position)
             data = file.read(step) + data
     return [line.decode(errors="replace") for line in data.splitlines()[-lines:]] if lines else []
+
+
+def last_words(path: Path) -> str:
+    """The most telling of the last lines: the last that speaks of an error, else the last.
+
+    Lines in JSON that tell of no error are about calls, not about why a program ended.
+    """
+    lines = [line.strip() for line in tail(path, _LAST_WORDS_LINES)]
+    errors = [line for line in lines if _ERROR.search(line) and not line.startswith('{"time"')]
+    others = [line for line in lines if line and not line.startswith("{")]
+    return next(iter(errors[-1:] or others[-1:]), "")[:_LAST_WORDS_CHARS]
 
 
 class LogReader:

@@ -12,7 +12,7 @@ import aiohttp
 
 from router.errors import OperatorError
 
-_TIMEOUT = aiohttp.ClientTimeout(total=3.0)
+TIMEOUT_S = 3.0
 
 
 class RouterAway(OperatorError):
@@ -26,14 +26,15 @@ class PushRefused(OperatorError):
 class RouterClient:
     """Use as an async context manager; one per event loop."""
 
-    def __init__(self, admin_socket: Path) -> None:
+    def __init__(self, admin_socket: Path, timeout_s: float = TIMEOUT_S) -> None:
         self._admin_socket = admin_socket
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "RouterClient":
         # One connection per call: a router that was replaced under the same path is met at once.
         connector = aiohttp.UnixConnector(str(self._admin_socket), force_close=True)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=_TIMEOUT)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=self._timeout)
         return self
 
     async def __aexit__(

@@ -34,6 +34,8 @@ _ANSWER_TIMEOUT_S = 15.0
 _TAKE_TRIES = 3
 _LOOK_S = 0.05
 _STOP_MARGIN_S = 5.0  # past its own drain bound
+_HANG_LOOK_S = 10.0
+_HANG_MISSES = 3
 _POLICY = RestartPolicy(max_s=30.0, reset_after_s=60.0)
 
 
@@ -68,6 +70,7 @@ class RouterKeeper:
         self._children = exits.Children()
         self._listener: socket.socket | None = None
         self._drain_s = config.router.timeouts.drain_s
+        self._hang_look_s = _HANG_LOOK_S
 
     @property
     def endpoint(self) -> str | None:
@@ -185,8 +188,23 @@ class RouterKeeper:
         self.answering.set()
         self._changed()
         since_s = time.monotonic()
-        await exits.wait_ended(process)
-        return time.monotonic() - since_s, self._why_it_ended(process)
+        hung = await self._until_it_ends_or_hangs(process)
+        if hung:
+            await self._end([process], grace_s=0.0)
+        return time.monotonic() - since_s, hung or self._why_it_ended(process)
+
+    async def _until_it_ends_or_hangs(self, process: ProcessId) -> str | None:
+        """None when it ended; else since when it has been deaf: every call waits in vain then."""
+        misses = 0
+        while not await exits.has_ended(process, self._hang_look_s):
+            try:
+                await self._client.state()
+                misses = 0
+            except RouterAway:
+                misses += 1
+            if misses >= _HANG_MISSES:
+                return f"it ran but did not answer {misses} times in a row, and was killed"
+        return None
 
     async def _until_it_answers(self, deadline_s: float) -> bool:
         process = self.view.process
@@ -202,12 +220,9 @@ class RouterKeeper:
     def _why_it_ended(self, process: ProcessId | None) -> str:
         if process is None:
             return "it could not be started"
-        lines = log_files.tail(self._folder.log(LOG_NAME), 20)
-        # A line in JSON is about a call, not about the router.
-        words = (line.strip() for line in reversed(lines) if not line.startswith("{"))
-        last = next(filter(None, words), "")
+        said = log_files.last_words(self._folder.log(LOG_NAME))
         detail = self._children.exit_of(process).detail
-        return f"{detail} (last log line: {last[:200]})" if last else detail
+        return f"{detail} (its log says: {said})" if said else detail
 
     # ---- stopping
 

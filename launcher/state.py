@@ -22,6 +22,8 @@ from router.errors import StateError
 RECORD_VERSION = 1
 _SOCKET_PATH_LIMIT_BYTES = 107  # sun_path, less its final zero
 
+_MIN_FREE_BYTES = 16 * 1024**2
+
 
 class StateFolder:
     """Files of one cluster under `path`; made on first writing, closed to other users."""
@@ -58,6 +60,17 @@ class StateFolder:
                 f"{self.path}: cannot make the state folder ({exc.strerror}); "
                 "set runtime.state_dir to a folder you may write to"
             ) from exc
+
+    def require_space(self) -> None:
+        """Refuse to start on a disk so full that records and logs would soon fail."""
+        found = os.statvfs(self.path)
+        free_bytes = found.f_bavail * found.f_frsize
+        if free_bytes < _MIN_FREE_BYTES:
+            raise StateError(
+                f"{self.path}: found {free_bytes // 1024} KiB of free disk, expected at least "
+                f"{_MIN_FREE_BYTES // 1024**2} MiB for logs and state; free some, or set "
+                "runtime.state_dir to another disk"
+            )
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a file whole, or raise StateError (disk full ...) and leave the old one."""
@@ -106,8 +119,12 @@ class StateFolder:
 class ClusterLock:
     """Held by the one launcher that may start and stop things in a state folder."""
 
-    def __init__(self, folder: StateFolder, wait_s: float = 0.0) -> None:
+    def __init__(
+        self, folder: StateFolder, wait_s: float = 0.0, *, is_launcher: bool = True
+    ) -> None:
+        """`is_launcher`: write down who holds it; a stopping command need not, on a full disk."""
         self._folder = folder
+        self._is_launcher = is_launcher
         self._wait_s = wait_s
         self._fd: int | None = None
 
@@ -133,7 +150,8 @@ class ClusterLock:
                 if time.monotonic() >= deadline_s:
                     raise self._held_error()
                 time.sleep(0.05)
-            self._write_holder()
+            if self._is_launcher:
+                self._write_holder()
         except BaseException:
             os.close(fd)
             raise

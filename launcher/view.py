@@ -28,14 +28,14 @@ def render(status: ClusterStatus, *, with_example: bool = False) -> RenderableTy
     """The whole picture, for a terminal."""
     lines = [Text(line) for line in heading(status)]
     parts: list[RenderableType] = [*lines, _table(status)]
-    if with_example and status.is_ready and status.endpoint:
-        parts += [Text(line, no_wrap=True, overflow="ignore") for line in example(status.endpoint)]
+    if with_example and status.is_ready and status.endpoint and not status.is_stopping:
+        parts += [Text(line) for line in example(status.endpoint)]
     return Group(*parts)
 
 
 def heading(status: ClusterStatus) -> Iterator[str]:
     """Cluster, endpoint, and who looks after it."""
-    yield f"cluster {status.cluster}   endpoint {status.endpoint or 'none yet'}"
+    yield f"cluster {status.cluster}   endpoint {status.endpoint or 'none'}"
     launcher = f"pid {status.launcher_pid}" if status.launcher_pid else "not running"
     if status.is_stopping:
         launcher += ", stopping"
@@ -56,7 +56,9 @@ def example(endpoint: str) -> list[str]:
     body = '{"inputs":"What is Deep Learning?","parameters":{"max_new_tokens":20}}'
     return [
         f"ready: {endpoint}",
-        f"  curl {endpoint}/generate -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        f"  curl {endpoint}/generate \\",
+        "    -H 'Content-Type: application/json' \\",
+        f"    -d {shlex.quote(body)}",
     ]
 
 

@@ -29,6 +29,7 @@ def run(cluster: Cluster) -> int:
     from launcher import view
 
     with ClusterLock(cluster.folder):  # refuses here, where the operator looks
+        cluster.folder.require_space()
         log_files.rotate(cluster.folder.log(LOG_NAME))
     child = _spawn(cluster)
     last: ClusterStatus | None = None

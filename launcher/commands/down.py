@@ -37,7 +37,7 @@ async def _run(cluster: Cluster, timeout_s: float | None) -> int:
     if launcher is not None:
         await _stop_launcher(launcher, timeout_s)
     # Held so that no launcher comes up in the middle of it.
-    with ClusterLock(cluster.folder, wait_s=_LOCK_WAIT_S):
+    with ClusterLock(cluster.folder, wait_s=_LOCK_WAIT_S, is_launcher=False):
         await _stop_rest(cluster, runtime, timeout_s)
     print(f"cluster {config.cluster}: stopped, nothing of it runs")
     return 0

@@ -43,6 +43,7 @@ def run(path: Path, *, detach: bool = False, is_child: bool = False) -> int:
 
         return detached.run(cluster)
     with ClusterLock(cluster.folder):
+        cluster.folder.require_space()
         if not is_child:
             log_files.rotate(cluster.folder.log(LOG_NAME))
         _log_to(None if is_child else cluster.folder.log(LOG_NAME))
@@ -110,25 +111,32 @@ def _lines() -> Iterator[Show]:
 
 @contextmanager
 def _live() -> Iterator[Show]:
+    from rich.console import Group, RenderableType
     from rich.live import Live
     from rich.text import Text
 
     from launcher import view
 
-    last: list[ClusterStatus | None] = [None]
+    last: list[ClusterStatus] = []
 
-    def render() -> object:
-        if last[0] is None:
+    def render() -> RenderableType:
+        if not last:
             return Text("starting ...")
-        hint = "stopping; Ctrl-C again kills at once" if last[0].is_stopping else "Ctrl-C stops all"
-        from rich.console import Group
+        hint = Text(_hint(last[0]), style="dim")
+        return Group(view.render(last[0], with_example=True), hint)
 
-        return Group(view.render(last[0], with_example=True), Text(hint, style="dim"))
-
-    with Live(get_renderable=render, refresh_per_second=4) as live:  # type: ignore[arg-type]
+    # Rendered on a timer, too: uptimes grow while nothing else changes.
+    with Live(get_renderable=render, refresh_per_second=4):
 
         def show(status: ClusterStatus) -> None:
-            last[0] = status
-            live.refresh()
+            last[:] = [status]
 
         yield show
+
+
+def _hint(status: ClusterStatus) -> str:
+    if not status.is_stopping:
+        return "Ctrl-C stops everything; `launcher up -d` leaves it running"
+    if status.router.pid is None and not any(replica.pid for replica in status.replicas):
+        return "stopped"
+    return "stopping: calls in flight are finished; Ctrl-C again kills at once"

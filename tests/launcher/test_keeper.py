@@ -165,7 +165,7 @@ async def test_it_is_given_up_after_too_many_failed_starts(world) -> None:
     instance = world.keeper.instance
     assert instance.phase is Phase.FAILED
     assert len(world.runtime.started) == 3
-    assert "exited with code 1 (last log line: Error: no such model)" in instance.reason
+    assert "exited with code 1 (its log says: Error: no such model)" in instance.reason
     assert not world.slots.locked()
 
 

@@ -49,6 +49,22 @@ def test_tail_of_nothing_is_empty(path) -> None:
     assert log_files.tail(path, 5) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ""),
+        ("loading\n\n", "loading"),
+        ("RuntimeError: CUDA error\nbye\n", "RuntimeError: CUDA error"),
+        ("Error: first\nError: second\nat exit\n", "Error: second"),
+        ('serving\n{"time":1,"event":"call","error":null}\n', "serving"),
+        ("Fatal Python error: no module\n<no Python frame>\n", "Fatal Python error: no module"),
+    ],
+)
+def test_the_last_words_are_the_telling_ones(path, text: str, said: str) -> None:
+    append(path, text)
+    assert log_files.last_words(path) == said
+
+
 def test_the_reader_gives_whole_lines_once(path) -> None:
     reader = LogReader(path)
     assert reader.read_new() == []

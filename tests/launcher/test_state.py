@@ -106,3 +106,20 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="cannot make the state folder"):
         StateFolder(tmp_path / "file/state").create()
+
+
+def test_a_nearly_full_disk_is_refused_with_what_is_needed(folder, monkeypatch) -> None:
+    folder.require_space()
+    real = os.statvfs(folder.path)
+    values = list(real)
+    values[4] = 2 * 1024**2 // real.f_frsize  # f_bavail
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(values))
+    with pytest.raises(StateError, match=r"found 2048 KiB of free disk, expected at least 16 MiB"):
+        folder.require_space()
+
+
+def test_a_stopping_command_takes_the_lock_without_writing(folder) -> None:
+    with ClusterLock(folder, is_launcher=False):
+        assert folder.holder() is None
+        with pytest.raises(StateError, match="another launcher"), ClusterLock(folder):
+            pass

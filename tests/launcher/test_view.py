@@ -46,7 +46,9 @@ def test_the_first_request_is_shown_once_all_is_ready() -> None:
 
 
 def test_the_first_request_can_be_pasted() -> None:
-    argv = shlex.split(view.example("http://127.0.0.1:8080")[1])
+    lines = view.example("http://127.0.0.1:8080")[1:]
+    assert max(map(len, lines)) <= 80  # a wrapped line would not paste
+    argv = shlex.split("\n".join(lines).replace("\\\n", ""))
     assert argv[:2] == ["curl", "http://127.0.0.1:8080/generate"]
     assert json.loads(argv[-1])["inputs"]
 
