@@ -1,5 +1,8 @@
 """Talking to the router's admin socket, and getting along without a router."""
 
+import asyncio
+import socket
+
 import pytest
 
 from launcher.router_client import PushRefused, RouterAway, RouterClient, replica_states
@@ -40,11 +43,18 @@ async def test_no_router_is_an_error_that_can_be_waited_out(folder, client) -> N
         await client.state()
 
 
-async def test_a_socket_nobody_answers_is_no_router(folder, client, fd_server) -> None:
-    answering = fd_server([])  # answers `ok`, which is no JSON object
-    with pytest.raises(RouterAway):
-        await client.state()
-    await answering
+async def test_an_answer_that_is_no_json_is_no_router(client, fd_server) -> None:
+    _, found = await asyncio.gather(fd_server([]), client.state(), return_exceptions=True)
+    assert isinstance(found, RouterAway)
+
+
+async def test_a_deaf_router_is_not_waited_for(folder) -> None:
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(folder.admin_socket))
+        deaf.listen()
+        async with RouterClient(folder.admin_socket, timeout_s=0.05) as client:
+            with pytest.raises(RouterAway):
+                await client.state()
 
 
 async def test_a_router_that_came_back_is_met_at_once(folder, client, admin) -> None:
