@@ -6,10 +6,12 @@ port is only a likely one: another program may take it before the child binds, w
 """
 
 import errno
+import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Container, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
@@ -27,6 +29,26 @@ def free_ports(
     for port in chain(candidates, range(first, _LAST_PORT + 1)):
         if port not in taken and is_free(host, port):
             yield port
+
+
+@contextmanager
+def choosing() -> Iterator[None]:
+    """Only one launcher of this user chooses ports, and starts what takes them, at a time.
+
+    An engine may load for minutes before it listens; until then only its marks say what is taken.
+    Without a place for the lock the choice is merely less safe.
+    """
+    path = Path(tempfile.gettempdir()) / f"gpu-fleet-{os.getuid()}.ports"
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # held for milliseconds
+        yield
+    finally:
+        os.close(fd)
 
 
 def holders_of(port: int) -> list[int]:

@@ -148,6 +148,17 @@ def marked(state_dir: Path) -> Iterator[Found]:
             yield Found(process, marks, is_leader=session_of(pid) == pid)
 
 
+def marked_urls() -> set[str]:
+    """The URLs given to replicas of any cluster of this user, listened on yet or not."""
+    prefix = f"{_URL_KEY}=".encode()
+    urls = set()
+    for pid in _all_pids():
+        with suppress(OSError):
+            environ = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+            urls |= {e.removeprefix(prefix).decode() for e in environ if e.startswith(prefix)}
+    return urls - {""}
+
+
 def without_marks(environ: dict[str, str]) -> dict[str, str]:
     """An environment to start from: a launcher run inside a replica must not pass its marks on."""
     return {key: value for key, value in environ.items() if key not in MARK_KEYS}

@@ -48,16 +48,17 @@ class ProcessRuntime:
         self._ports: dict[str, tuple[int, ...]] = {}
 
     async def start(self, spec: ReplicaSpec, generation: int) -> Handle:
-        port, command = self._choose_port(spec)
-        handle = Handle(self.name, spec.id, generation, "", self._url(port), spec.fingerprint)
-        try:
-            self._folder.create()
-            self._write_record(handle)
-            log_files.rotate(self.log_path(spec.id))
-        except StateError as exc:
-            raise StartError(str(exc)) from exc
-        oom_kills_before = exits.oom_kills()
-        process = spawn(command.argv, self._environ(command, handle), self.log_path(spec.id))
+        with ports.choosing():
+            port, command = self._choose_port(spec)
+            handle = Handle(self.name, spec.id, generation, "", self._url(port), spec.fingerprint)
+            try:
+                self._folder.create()
+                self._write_record(handle)
+                log_files.rotate(self.log_path(spec.id))
+            except StateError as exc:
+                raise StartError(str(exc)) from exc
+            oom_kills_before = exits.oom_kills()
+            process = spawn(command.argv, self._environ(command, handle), self.log_path(spec.id))
         self._children.add(process, oom_kills_before)
         started = _with_process(handle, process)
         await self._record_or_kill(started)
@@ -116,6 +117,7 @@ class ProcessRuntime:
     def _choose_port(self, spec: ReplicaSpec) -> tuple[int, Command]:
         """A free port, its last one if that is free, and the command for it."""
         others = {p for owner, given in self._ports.items() if owner != spec.id for p in given}
+        others |= {_port_of(url) for url in processes.marked_urls()}
         preferred = self._ports.get(spec.id, (None,))[0]
         for port in ports.free_ports(self._host, self._first_port, others, preferred):
             command = self._command_of(spec, port, self._host)

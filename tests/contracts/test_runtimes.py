@@ -249,6 +249,18 @@ async def test_a_port_in_use_is_not_given_out(runtime: ProcessRuntime) -> None:
         assert again.base_url != probe.base_url
 
 
+async def test_a_port_of_another_cluster_that_still_loads_is_not_given_out(
+    runtime: ProcessRuntime, tmp_path: Path
+) -> None:
+    loading = await runtime.start(spec_of(SLEEP), 1)  # it does not listen
+    other = make_runtime(runtime.name, tmp_path / "other")
+    theirs = await other.start(spec_of(SLEEP), 1)
+    try:
+        assert theirs.base_url != loading.base_url
+    finally:
+        await other.stop(theirs, grace_s=0.0)
+
+
 async def test_what_another_program_answers_is_not_taken_for_the_replica(
     runtime: ProcessRuntime,
 ) -> None:
