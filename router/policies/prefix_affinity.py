@@ -8,6 +8,7 @@ replica into the ground.
 
 from collections.abc import Sequence
 from hashlib import blake2b
+from math import ceil
 
 from router.call import Call
 from router.policies.base import Turns
@@ -26,9 +27,9 @@ class PrefixAffinity:
         if not prefix or len(candidates) < 2:
             return self._turns.least(candidates, token_load)
         held = sum(replica.load.requests for replica in candidates)
-        bound = LOAD_BOUND * (held + 1) / len(candidates)
-        within = [replica for replica in candidates if replica.load.requests + 1 <= max(1.0, bound)]
-        return max(within or candidates, key=lambda replica: _weight(prefix, replica.id))
+        bound = ceil(LOAD_BOUND * (held + 1) / len(candidates))  # some replica is always below it
+        within = [replica for replica in candidates if replica.load.requests < bound]
+        return max(within, key=lambda replica: _weight(prefix, replica.id))
 
 
 def _weight(prefix: str, replica_id: str) -> bytes:
