@@ -7,6 +7,7 @@ waits until all is ready, or says why not and leaves nothing running that it sta
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
@@ -54,7 +55,7 @@ def run(path: Path, *, detach: bool = False, is_child: bool = False) -> int:
         with show as on_change:
             asyncio.run(_supervise(Supervisor(cluster, on_change)))
     if not is_child:
-        print(f"cluster {cluster.config.cluster}: stopped, nothing of it runs")
+        _say(f"cluster {cluster.config.cluster}: stopped, nothing of it runs")
     return 0
 
 
@@ -103,10 +104,18 @@ def _lines() -> Iterator[Show]:
 
     def show(status: ClusterStatus) -> None:
         for line in view.transitions(last[0], status):
-            print(line, flush=True)
+            _say(line)
         last[0] = status
 
     yield show
+
+
+def _say(line: str) -> None:
+    """Whoever reads may leave (`launcher up | head`); the cluster goes on."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for good
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import subprocess
 import threading
 import time
 
@@ -22,6 +23,18 @@ def test_up_serves_and_ctrl_c_leaves_nothing_behind(fleet) -> None:
     output = fleet.output_of(launcher)
     assert f"curl {status['endpoint']}/generate" in output
     assert "replica-3: ready" in output
+    assert fleet.running() == []
+
+
+def test_up_goes_on_when_nobody_reads_its_output_any_more(fleet) -> None:
+    launcher = subprocess.Popen(fleet.command("up"), stdout=subprocess.PIPE, text=True)
+    fleet.started.append(launcher)
+    assert launcher.stdout is not None
+    assert launcher.stdout.readline().startswith("replica-0: ")
+    launcher.stdout.close()
+    fleet.until_ready()
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(timeout=30) == 0
     assert fleet.running() == []
 
 
