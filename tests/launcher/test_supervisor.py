@@ -1,0 +1,93 @@
+"""What the supervisor tells the router and the disk, and what it survives while telling."""
+
+import errno
+import os
+import time
+
+import pytest
+
+from launcher import status
+from launcher.cluster import Cluster
+from launcher.instance import Phase
+from launcher.placement import replica_specs
+from launcher.supervisor import Supervisor
+
+
+@pytest.fixture
+def cluster(folder) -> Cluster:
+    path = folder.path / "fleet.yaml"
+    path.write_text(
+        "cluster: c\nmodels: [{id: m, replicas: 2}]\n"
+        "engine: {name: simulator, args: {max-concurrent-requests: 9}}\n"
+        f"runtime: {{state_dir: {folder.path}}}\nrouter: {{port: 0}}\n"
+    )
+    return Cluster.load(path)
+
+
+@pytest.fixture
+async def supervisor(cluster):
+    """One that keeps its replicas' books but has started none of them."""
+    supervisor = Supervisor(cluster)
+    async with supervisor._client:
+        supervisor._keepers = supervisor._make_keepers(replica_specs(cluster.config), None)
+        yield supervisor
+
+
+async def test_replicas_that_are_still_to_come_are_pushed_without_a_url(supervisor, admin) -> None:
+    await supervisor._push()
+    [push] = admin.pushes
+    assert push["cluster"] == "c"
+    assert push["replicas"][1] == {
+        "id": "replica-1",
+        "generation": 0,
+        "url": None,
+        "model": "m",
+        "dialect": "tgi",
+        "phase": "pending",
+        "max_requests": 9,
+        "max_tokens": None,
+    }
+
+
+async def test_every_push_has_a_later_epoch(supervisor, admin) -> None:
+    for _ in range(3):
+        await supervisor._push()
+    epochs = [push["epoch"] for push in admin.pushes]
+    assert epochs == sorted(set(epochs))
+    assert epochs[0] > time.time_ns() - 60 * 10**9  # later than any earlier launcher's
+
+
+async def test_a_clock_that_was_set_back_is_caught_up_with(supervisor, admin) -> None:
+    ahead = admin.epoch = time.time_ns() + 3600 * 10**9
+    await supervisor._push()
+    assert admin.pushes == []
+    await supervisor._push()
+    assert [push["epoch"] for push in admin.pushes] == [ahead + 1]
+
+
+async def test_no_router_is_no_trouble(supervisor) -> None:
+    await supervisor._push()
+    assert {replica.phase for replica in supervisor.snapshot().replicas} == {Phase.PENDING}
+
+
+async def test_a_full_disk_does_not_stop_the_telling(supervisor, monkeypatch, caplog) -> None:
+    def no_space(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    supervisor._publish()
+    assert "No space left on device" in caplog.text
+
+
+async def test_what_is_published_is_what_other_commands_read(supervisor, cluster) -> None:
+    supervisor._publish()
+    assert status.recorded(cluster) == supervisor.snapshot()
+
+
+def test_asked_twice_it_hurries(cluster) -> None:
+    supervisor = Supervisor(cluster)
+    supervisor.request_stop()
+    assert supervisor.is_stopping
+    assert not supervisor._stop_at_once.is_set()
+    supervisor.request_stop()
+    assert supervisor._stop_at_once.is_set()
