@@ -51,6 +51,7 @@ class TgiDialect:
         told = orjson.loads(body)
         if not isinstance(told, dict) or "max_total_tokens" not in told:
             raise ValueError("no max_total_tokens in /info")
+        model_id = told.get("model_id")
         return EngineInfo(
             version=_version(told.get("version")),
             capacity=Capacity(
@@ -58,7 +59,7 @@ class TgiDialect:
                 tokens=_count(told, "max_batch_total_tokens"),
                 batch=_count(told, "max_batch_size"),
             ),
-            model_id=told.get("model_id"),
+            model_id=model_id if isinstance(model_id, str) else None,
             max_input_tokens=_count(told, "max_input_tokens") or _count(told, "max_input_length"),
             max_total_tokens=_count(told, "max_total_tokens"),
             told=told,
