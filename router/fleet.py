@@ -6,12 +6,13 @@ accepted is kept in the state folder and is what a router starts from.
 
 import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from router.config import RouterConfig
 from router.config.models import parse_base_url
@@ -67,6 +68,14 @@ class ReplicaList(BaseModel):
     replicas: list[ReplicaEntry]
     draining: list[str] = []
     """Only in the kept file: the router owns this flag, the launcher does not know it."""
+
+    @model_validator(mode="after")
+    def each_id_once(self) -> "ReplicaList":
+        ids = [entry.id for entry in self.replicas]
+        twice = next((one for one, count in Counter(ids).items() if count > 1), None)
+        if twice is not None:
+            raise ValueError(f"each replica's own id: {twice!r} stands twice")
+        return self
 
 
 class StaleList(Exception):
@@ -144,7 +153,7 @@ class Fleet:
             raise StaleList(f"epoch {pushed.epoch} is older than {self.epoch}")
         is_news = self._list is None or self._list.replicas != pushed.replicas
         self.apply(pushed)
-        if is_news:
+        if is_news or self.state_error:
             self._keep()
 
     def apply(self, given: ReplicaList) -> None:

@@ -217,7 +217,7 @@ class RouterFile(StrictModel):
 def parse_base_url(url: str) -> str:
     """A replica's base URL without a trailing slash; ValueError says what is wrong with it."""
     parts = urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
+    if parts.scheme != "http" or not parts.hostname or parts.port == 0:
         raise ValueError("a base URL like http://HOST:PORT")
     if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
         raise ValueError("a base URL without path, query or credentials, like http://HOST:PORT")
