@@ -51,8 +51,9 @@ class ParseWorker:
 
     def close(self) -> None:
         if self._executor is not None:
+            processes = list((self._executor._processes or {}).values())  # shutdown forgets them
             self._executor.shutdown(wait=False, cancel_futures=True)
-            for process in list((self._executor._processes or {}).values()):
+            for process in processes:
                 process.kill()
             self._executor = None
 
