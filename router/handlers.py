@@ -257,9 +257,15 @@ class Handlers:
         if request.headers.get("expect", "").lower() == "100-continue" and client._transport:
             client._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         content = request.content
-        pieces = [content.read_nowait()]
-        if not content.at_eof():
-            await self._rest_of_body(content, pieces, limit)
+        pieces: list[bytes] = []
+        try:
+            pieces.append(content.read_nowait())
+            if not content.at_eof():
+                await self._rest_of_body(content, pieces, limit)
+        except (web.RequestPayloadError, web.HTTPException) as exc:
+            client.close_after()
+            content.feed_eof()  # nothing in it is worth waiting for
+            raise InvalidRequest(f"the body cannot be read: {_first_line(str(exc))}") from None
         body = b"".join(pieces) if len(pieces) > 1 else pieces[0]
         if len(body) > limit:
             raise BodyTooLarge(f"the body has over {limit} bytes, more are not taken")
@@ -275,8 +281,6 @@ class Handlers:
                     size += len(piece)
         except TimeoutError:
             raise BodyTimeout(f"the body was not sent within {timeout_s:g} s") from None
-        except (web.RequestPayloadError, web.HTTPException) as exc:
-            raise InvalidRequest(f"the body cannot be read: {exc}") from None
 
     # ---- everything else ----
 
