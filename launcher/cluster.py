@@ -19,4 +19,5 @@ class Cluster:
     def load(cls, path: Path) -> "Cluster":
         """Raises ConfigError. Nothing is made or changed on disk."""
         config = load_cluster_config(path)
-        return cls(path, config, StateFolder(config.state_dir))
+        # Resolved, because processes are found again by this path, letter for letter.
+        return cls(path, config, StateFolder(config.state_dir.resolve()))

@@ -72,9 +72,8 @@ class RouterClient:
             async with self._session.request(method, f"http://admin{path}", json=body) as reply:
                 content = await reply.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
-            raise RouterAway(
-                f"no router answers at {self._admin_socket} ({exc or type(exc).__name__})"
-            ) from exc
+            why = getattr(exc, "strerror", None) or exc or type(exc).__name__
+            raise RouterAway(f"no router answers at {self._admin_socket} ({why})") from exc
         return reply.status, content if isinstance(content, dict) else {}
 
 

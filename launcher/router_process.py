@@ -69,6 +69,7 @@ class RouterKeeper:
         self._changed = changed
         self._children = exits.Children()
         self._listener: socket.socket | None = None
+        self._outdated: list[processes.Found] = []  # serve on until their successor does
         self._drain_s = config.router.timeouts.drain_s
         self._hang_look_s = _HANG_LOOK_S
 
@@ -86,7 +87,7 @@ class RouterKeeper:
         host, port = self._config.router.host, self._config.router.port
         if taken is not None and listener.is_at(taken, host, port):
             self._listener = taken
-            await self._adopt_or_replace(running)
+            self._adopt_or_replace(running)
             return
         if taken is not None:  # the address changed: the old router ends with its old socket
             taken.close()
@@ -99,7 +100,7 @@ class RouterKeeper:
         except OperatorError:
             self.close()
             raise
-        self._ask_to_drain(running)
+        self._outdated = running
 
     async def run(self) -> None:
         """Keep a router on the socket; returns only by cancellation."""
@@ -143,7 +144,7 @@ class RouterKeeper:
             await asyncio.sleep(0.3)
         return None
 
-    async def _adopt_or_replace(self, running: list[processes.Found]) -> None:
+    def _adopt_or_replace(self, running: list[processes.Found]) -> None:
         wanted = fingerprint_of(self._config)
         same = next((found for found in running if found.marks.fingerprint == wanted), None)
         if same is not None:
@@ -152,9 +153,7 @@ class RouterKeeper:
             self._ask_to_drain([found for found in running if found is not same])
             return
         self._start()
-        # The old one serves on until the new one does.
-        await self._until_it_answers(time.monotonic() + _ANSWER_TIMEOUT_S)
-        self._ask_to_drain(running)
+        self._outdated = running
 
     def _start(self) -> None:
         assert self._listener is not None, "open() comes first"
@@ -187,6 +186,8 @@ class RouterKeeper:
         self.view.is_answering, self.view.reason, self.view.failed_starts = True, "", 0
         self.answering.set()
         self._changed()
+        self._ask_to_drain(self._outdated)
+        self._outdated = []
         since_s = time.monotonic()
         hung = await self._until_it_ends_or_hangs(process)
         if hung:

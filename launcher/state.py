@@ -72,15 +72,19 @@ class StateFolder:
                 "runtime.state_dir to another disk"
             )
 
-    def write_text(self, name: str, text: str) -> None:
-        """Replace a file whole, or raise StateError (disk full ...) and leave the old one."""
+    def write_text(self, name: str, text: str, *, is_durable: bool = True) -> None:
+        """Replace a file whole, or raise StateError (disk full ...) and leave the old one.
+
+        `is_durable` also survives a power cut, and costs a wait for the disk.
+        """
         target, temporary = self.path / name, None
         try:
             fd, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
             with os.fdopen(fd, "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                if is_durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, target)
         except OSError as exc:
             if temporary is not None:
@@ -90,8 +94,9 @@ class StateFolder:
                 f"{target}: cannot write ({exc.strerror}); nothing was changed"
             ) from exc
 
-    def write_record(self, name: str, record: dict[str, Any]) -> None:
-        self.write_text(name, json.dumps({"version": RECORD_VERSION, **record}, indent=1) + "\n")
+    def write_record(self, name: str, record: dict[str, Any], *, is_durable: bool = True) -> None:
+        text = json.dumps({"version": RECORD_VERSION, **record}, indent=1) + "\n"
+        self.write_text(name, text, is_durable=is_durable)
 
     def read_record(self, name: str) -> dict[str, Any] | None:
         """The record, or None when it is absent, broken or from another version."""

@@ -205,7 +205,9 @@ class Supervisor:
         self._published = current
         self._on_change(current)
         try:
-            self._cluster.folder.write_record(status.RECORD, current.as_record())
+            # After a power cut nothing of it would be true: no need to wait for the disk.
+            record = current.as_record()
+            self._cluster.folder.write_record(status.RECORD, record, is_durable=False)
         except StateError as exc:  # a full disk must not end what serves
             log.error("%s", exc)
 

@@ -131,7 +131,7 @@ class Fleet:
 
 @pytest.fixture
 def fleet() -> Iterator[Fleet]:
-    folder = Path(tempfile.mkdtemp(prefix="fleet-"))  # short: it must hold a unix socket
+    folder = Path(tempfile.mkdtemp(prefix="fleet-")).resolve()  # short: it must hold a unix socket
     fleet = Fleet(folder)
     yield fleet
     fleet.clean_up()

@@ -19,7 +19,7 @@ from launcher.state import StateFolder
 @pytest.fixture
 def folder() -> Iterator[StateFolder]:
     """A state folder with a path short enough for a unix socket."""
-    path = Path(tempfile.mkdtemp(prefix="state-"))
+    path = Path(tempfile.mkdtemp(prefix="state-")).resolve()
     state = StateFolder(path)
     state.create()
     yield state

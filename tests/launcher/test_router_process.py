@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from launcher import processes, router_process
+from launcher import exits, processes, router_process
 from launcher.config import ClusterConfig
 from launcher.router_client import RouterClient
 from launcher.router_process import RouterKeeper, fingerprint_of, running_routers
@@ -142,6 +142,34 @@ async def test_a_changed_config_replaces_it_on_the_same_socket(make, config) -> 
         async with asyncio.timeout(10):
             while processes.is_running(first.view.process):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+
+async def test_the_old_router_serves_on_while_the_new_one_cannot_start(
+    make, config, monkeypatch
+) -> None:
+    first = make(config)
+    await first.open()
+    async with Run(first):
+        pass
+    real = router_process.spawn
+
+    def broken(argv, *args, **kwargs):
+        return real([sys.executable, "-c", "raise SystemExit(2)"], *args, **kwargs)
+
+    router = config.router.model_copy(update={"policy": "round_robin"})
+    second = make(config.model_copy(update={"router": router}))
+    with monkeypatch.context() as patched:
+        patched.setattr(router_process, "spawn", broken)
+        await second.open()
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(second.run())
+            async with asyncio.timeout(10):
+                while second.view.failed_starts < 2:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            task.cancel()
+    assert processes.is_running(first.view.process)
+    async with Run(second):
+        assert await exits.has_ended(first.view.process, within_s=10)
 
 
 async def test_a_deaf_router_is_ended_and_its_port_taken_again(make, config, monkeypatch) -> None:

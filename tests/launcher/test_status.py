@@ -111,6 +111,14 @@ def test_what_the_router_drains_is_draining() -> None:
     assert after[0].in_flight == 2
 
 
+async def test_a_cluster_is_the_same_through_a_symbolic_link(cluster, tmp_path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(cluster.folder.path)
+    config = cluster.path.read_text().replace(str(cluster.folder.path), str(link))
+    (tmp_path / "fleet.yaml").write_text(config)
+    assert Cluster.load(tmp_path / "fleet.yaml").folder.path == cluster.folder.path.resolve()
+
+
 def test_the_json_has_what_scripts_were_promised() -> None:
     shown = ClusterStatus("c", "http://e", (ReplicaStatus("a", "m", Phase.READY, "http://r"),))
     found = shown.as_json()

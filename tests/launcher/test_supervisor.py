@@ -71,10 +71,10 @@ async def test_no_router_is_no_trouble(supervisor) -> None:
 
 
 async def test_a_full_disk_does_not_stop_the_telling(supervisor, monkeypatch, caplog) -> None:
-    def no_space(fd: int) -> None:
+    def no_space(source: str, target: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "fsync", no_space)
+    monkeypatch.setattr(os, "replace", no_space)
     supervisor._publish()
     assert "No space left on device" in caplog.text
 
