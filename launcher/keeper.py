@@ -79,8 +79,10 @@ class ReplicaKeeper:
     async def stop(self, grace_s: float) -> None:
         """End it for good; raises StopError. Call it only after `run` has been cancelled."""
         instance = self.instance
-        if instance.handle is not None:
+        # Without a handle, too: it may have been cancelled while it cleared up after an end.
+        if instance.phase in (Phase.STARTING, Phase.LOADING, Phase.READY):
             self._move(Phase.DRAINING, "asked to stop")
+        if instance.handle is not None:
             await self._around.runtime.stop(instance.handle, grace_s)
             instance.handle = None
         if instance.phase is not Phase.STOPPED:

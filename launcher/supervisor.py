@@ -34,7 +34,7 @@ log = logging.getLogger("launcher")
 BEAT_S = 2.0  # the full list goes to the router at least this often
 MAX_LOADING_ON_GPU = 2  # more at once exhaust the host's memory and thrash its page cache
 _LOG_BOUND_EVERY = 30  # beats
-_STOP_MARGIN_S = 30.0
+_CALLS_LEFT_EVERY_S = 0.5
 
 
 class Supervisor:
@@ -243,9 +243,11 @@ class Supervisor:
         self._publish()
         async with asyncio.TaskGroup() as group:
             graceful = group.create_task(self._stop_all())
-            hurry = group.create_task(self._hurry(graceful))
+            helpers = [group.create_task(self._hurry(graceful))]
+            helpers.append(group.create_task(self._show_calls_left()))
             await asyncio.wait([graceful])
-            hurry.cancel()
+            for helper in helpers:
+                helper.cancel()
         await take_down_rest(self._cluster, self._runtime, self._router)
         self._router_state = {}
         self._publish()
@@ -254,6 +256,15 @@ class Supervisor:
         await self._stop_at_once.wait()
         log.warning("asked again: killing what is left")
         graceful.cancel()
+
+    async def _show_calls_left(self) -> None:
+        while True:
+            try:
+                self._router_state = await self._client.state()
+            except RouterAway:
+                self._router_state = {}
+            self._publish()
+            await asyncio.sleep(_CALLS_LEFT_EVERY_S)
 
     async def _stop_all(self) -> None:
         await self._router.stop()

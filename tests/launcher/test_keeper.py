@@ -236,6 +236,22 @@ async def test_cancelling_touches_nothing_and_stop_ends_it(world) -> None:
     assert len(world.runtime.stopped) == 1
 
 
+async def test_it_can_be_stopped_while_it_clears_up_after_an_end(world, monkeypatch) -> None:
+    clearing = asyncio.Event()
+
+    async def never_done(handle: Handle, grace_s: float) -> None:
+        clearing.set()
+        await asyncio.Event().wait()
+
+    async with keeping(world):
+        await world.until(Phase.READY)
+        monkeypatch.setattr(world.runtime, "stop", never_done)
+        world.runtime.end(world.runtime.started[0], Exit(code=1, detail="exited with code 1"))
+        await asyncio.wait_for(clearing.wait(), 10)
+    await world.keeper.stop(3.0)
+    assert world.keeper.instance.phase is Phase.STOPPED
+
+
 async def test_one_that_will_not_die_does_not_end_the_keeping(world) -> None:
     world.runtime.stop_errors = [StopError("stuck in a driver")]
     async with keeping(world):
