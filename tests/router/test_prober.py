@@ -1,0 +1,269 @@
+"""Probing: how often, how quickly while down, what is learned first, and what a slow answer means.
+
+The replicas are scripted and the clock is virtual, so minutes of probing take milliseconds.
+"""
+
+import asyncio
+import json
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+
+from router.config import HealthConfig
+from router.errors import ConnectFailed, ReplicaLost
+from router.health import Event, State
+from router.prober import Prober
+from router.replica import Admin
+from router.tasks import Tasks
+
+pytestmark = pytest.mark.virtual_time
+INFO = {"version": "1.4.4", "max_total_tokens": 2048, "max_batch_total_tokens": 9000}
+NEW_INFO = {"version": "3.3.5", "max_total_tokens": 2048, "max_concurrent_requests": 64}
+
+
+class Replicas:
+    """Stands in for `Upstream`: answers as scripted, on the loop's clock, and keeps count."""
+
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self.health = 200
+        self.info = (200, json.dumps(INFO).encode())
+        self.metrics = (200, b"tgi_queue_size 0\n")
+        self.delay_s = 0.0
+        self.log = []
+        self.open = 0
+
+    def times(self, path="/health"):
+        return [at_s for at_s, asked in self.log if asked == path]
+
+    async def send(self, replica, method, path, *, limit):
+        self.log.append((self.loop.time(), path))
+        until_s, error = limit
+        if self.delay_s:
+            await asyncio.sleep(min(self.delay_s, until_s - self.loop.time()))
+            if self.loop.time() >= until_s:
+                raise error
+        answer = {"/health": self.health, "/info": self.info, "/metrics": self.metrics}[path]
+        if isinstance(answer, Exception):
+            raise answer
+        status, body = answer if isinstance(answer, tuple) else (answer, b"")
+        self.open += 1
+        return SimpleNamespace(
+            head=SimpleNamespace(status=status), body=lambda: body, close=self.closed
+        )
+
+    def closed(self):
+        self.open -= 1
+
+
+@pytest.fixture
+async def probing(world):
+    """A pool of one replica `a` under probing."""
+    one, tasks = world(health=HealthConfig(interval_s=5, timeout_s=3, fall=3, rise=2)), Tasks()
+    one.replicas = Replicas()
+    one.prober = Prober(one.replicas, one.pool._config, tasks, one.clock)
+
+    def watch(**fields):
+        [replica] = one.sync(one.member("a", **{"requests": None, **fields}))
+        one.prober.watch(one.pool, replica)
+        return replica
+
+    one.watch = watch
+    yield one
+    await tasks.close()
+    assert len(tasks) == 0
+    assert one.replicas.open == 0, "every exchange was closed"
+
+
+def gaps(times):
+    return [round(b - a, 3) for a, b in pairwise(times)]
+
+
+async def test_a_new_replica_is_probed_at_once_and_its_limits_are_learned_first(probing):
+    seen = []
+    probing.pool.changed = lambda: seen.append(
+        [(r.health.state, r.room.capacity.tokens) for r in probing.pool]
+    )
+    replica = probing.watch()
+    await asyncio.sleep(0.01)
+    assert replica.is_usable
+    assert (State.HEALTHY, None) not in [pair for pairs in seen for pair in pairs]
+    assert replica.room.capacity.tokens == 9000
+
+
+async def test_a_healthy_one_is_probed_at_the_interval(probing):
+    probing.watch()
+    await asyncio.sleep(60.0)
+    found = gaps(probing.replicas.times())
+    assert len(found) >= 11
+    assert set(found) == {5.0}
+    assert len(probing.replicas.times("/info")) == 1
+
+
+async def test_one_that_is_down_is_probed_quickly_from_a_tenth_to_a_second(probing):
+    probing.replicas.health = ConnectFailed("refused")
+    replica = probing.watch()
+    await asyncio.sleep(30.0)
+    assert replica.health.state is State.UNHEALTHY
+    found = gaps(probing.replicas.times())
+    assert found[0] <= 0.2
+    assert all(a <= b or b <= 0.2 for a, b in pairwise(found[1:]))
+    assert found[-5:] == [1.0] * 5
+
+
+async def test_a_replica_that_comes_up_is_used_within_a_second(probing):
+    probing.replicas.health = ConnectFailed("refused")
+    replica = probing.watch()
+    await asyncio.sleep(45.3)
+    probing.replicas.health = 200
+    await asyncio.sleep(1.1)
+    assert replica.is_usable
+
+
+async def test_a_call_that_was_refused_makes_it_look_again_soon(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.pool.on_event(replica, Event.REFUSED, "call")
+    probing.prober.hurry(replica)
+    before = len(probing.replicas.times())
+    await asyncio.sleep(0.5)
+    assert len(probing.replicas.times()) > before
+    assert replica.is_usable
+
+
+async def test_three_failed_probes_take_it_out_and_two_passed_ones_back(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.health = 503
+    await asyncio.sleep(30.0)
+    assert replica.health.state is State.UNHEALTHY
+    probing.replicas.health = 200
+    count = len(probing.replicas.times())
+    probes = []
+    probing.pool.changed = lambda: probes.append(len(probing.replicas.times()) - count)
+    await asyncio.sleep(3.0)
+    assert replica.is_usable
+    assert probes[0] == 2, "usable at the second one, not before"
+
+
+async def test_a_connection_lost_under_a_probe_counts_as_failed(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.health = ReplicaLost("cut")
+    await asyncio.sleep(30.0)
+    assert replica.health.state is State.UNHEALTHY
+
+
+async def test_a_deaf_replica_is_found_out_by_time(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.delay_s = 1000.0
+    await asyncio.sleep(60.0)
+    assert replica.health.state is State.UNHEALTHY
+
+
+async def test_a_late_answer_counts_as_passed_while_tokens_flow(probing):
+    """A busy engine answers /health between two steps: seconds late, and must not be given up."""
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.delay_s = 1000.0
+    for _ in range(600):
+        await asyncio.sleep(0.1)
+        replica.progress_s = probing.clock()
+    assert replica.is_usable
+
+
+async def test_progress_does_not_excuse_a_refused_connection(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.health = ConnectFailed("refused")
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        replica.progress_s = probing.clock()
+    assert replica.health.state is State.UNHEALTHY
+
+
+@pytest.mark.parametrize("info", [(404, b""), (200, b"<html>"), (200, b"{}"), (500, b"{}")])
+async def test_an_engine_that_tells_no_limits_is_taken_with_the_defaults(probing, info):
+    probing.replicas.info = info
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    assert replica.is_usable
+    assert replica.room.requests >= 1
+
+
+async def test_an_ejected_replica_is_left_alone_until_its_time_is_up(probing):
+    fails = probing.pool._config.eject_after
+    replica = probing.watch()
+    probing.sync(probing.member("a", requests=None), probing.member("b"))
+    probing.up("b")
+    await asyncio.sleep(1.0)
+    for _ in range(fails):
+        probing.pool.on_event(replica, Event.CALL_FAIL, "test")
+    assert replica.health.state is State.EJECTED
+    probing.prober.hurry(replica)
+    count, until_s = len(probing.replicas.times()), replica.health.ejected_until_s
+    await asyncio.sleep(until_s - probing.clock() - 0.05)
+    assert len(probing.replicas.times()) == count
+    assert replica.health.state is State.EJECTED
+    await asyncio.sleep(1.0)
+    assert replica.is_usable
+
+
+async def test_nothing_is_asked_of_a_replica_without_a_port_yet(probing):
+    probing.watch(port=0, phase="loading")
+    await asyncio.sleep(60.0)
+    assert probing.replicas.log == []
+
+
+async def test_the_engines_queue_is_looked_at_only_where_room_is_learned_and_calls_run(probing):
+    probing.replicas.info = (200, json.dumps(NEW_INFO).encode())
+    replica = probing.watch()
+    await asyncio.sleep(10.0)
+    assert probing.replicas.times("/metrics") == [], "nothing runs, nothing can wait"
+    leases = [await probing.acquire() for _ in range(8)]
+    probing.replicas.metrics = (200, b"tgi_queue_size 6\n")
+    await asyncio.sleep(3.0)
+    assert replica.room.requests <= 4
+    for lease in leases:
+        probing.end(lease)
+
+
+async def test_a_told_budget_is_not_second_guessed(probing):
+    probing.watch()
+    await asyncio.sleep(1.0)
+    lease = await probing.acquire()
+    await asyncio.sleep(10.0)
+    assert probing.replicas.times("/metrics") == []
+    probing.end(lease)
+
+
+async def test_a_forgotten_replica_is_not_asked_again(probing, settle):
+    replica = probing.watch()
+    await asyncio.sleep(12.0)
+    probing.prober.forget(replica)
+    probing.prober.forget(replica)
+    await settle()
+    count = len(probing.replicas.log)
+    await asyncio.sleep(60.0)
+    assert len(probing.replicas.log) == count
+
+
+async def test_a_bug_in_one_probe_does_not_end_probing(probing, caplog):
+    probing.replicas.health = RuntimeError("a bug")
+    replica = probing.watch()
+    await asyncio.sleep(2.0)
+    assert "a bug" in caplog.text
+    probing.replicas.health = 200
+    await asyncio.sleep(2.0)
+    assert replica.is_usable
+
+
+async def test_a_drained_replica_is_still_probed(probing):
+    """So that undrain finds a known state."""
+    replica = probing.watch()
+    probing.pool.set_admin(replica, Admin.DRAINING)
+    await asyncio.sleep(20.0)
+    assert len(probing.replicas.times()) >= 4
+    assert replica.health.state is State.HEALTHY
