@@ -122,9 +122,11 @@ class UpstreamShed(RouterError):
 
 
 class ConnectFailed(RouterError):
-    """No connection to the replica; it has seen nothing of the call."""
+    """No connection to the replica."""
 
     status, retry, hurts_health = 502, Retry.SAFE, True
+    was_sent: bool = False
+    """The call had gone out on a connection kept from before: the replica may have died of it."""
 
 
 class UpstreamTimeout(RouterError):

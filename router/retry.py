@@ -72,7 +72,7 @@ def next_step(
     if error.retry is Retry.ELSEWHERE:
         return Step.AGAIN
     if error.retry is Retry.SAFE:
-        was_in_flight = not isinstance(error, ConnectFailed)
+        was_in_flight = not isinstance(error, ConnectFailed) or error.was_sent
         return _after_death(attempts, config, was_in_flight=was_in_flight)
     if attempts.budgeted >= config.max_attempts or not budget.spend():
         return Step.GIVE_UP

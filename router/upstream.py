@@ -270,7 +270,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             self._fail(UpstreamBroken(f"the replica's reply is no valid HTTP: {exc}"))
             return
         body = b"".join(self._body) if len(self._body) != 1 else self._body[0]
@@ -459,7 +459,11 @@ class Upstream:
             exchange = await self._attempt(connection, replica, head, body, limit, is_reused=True)
             if exchange is not None:
                 return exchange
-        connection = await pool.connect(self._connect_s)
+        try:
+            connection = await pool.connect(self._connect_s)
+        except ConnectFailed as error:
+            error.was_sent = connection is not None
+            raise
         fresh = await self._attempt(connection, replica, head, body, limit, is_reused=False)
         assert fresh is not None
         return fresh
