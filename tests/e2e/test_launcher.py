@@ -180,11 +180,16 @@ def test_following_a_log_survives_a_restart(fleet) -> None:
     fleet.config["models"][0]["replicas"] = 1
     fleet.write()
     pid = fleet.up()["replicas"][0]["pid"]
-    follower = fleet.start("logs", "-f", "-n", "0", "replica-0")
-    deadline_s = time.monotonic() + 20
+    follower = fleet.start("logs", "-f", "-n", "1", "replica-0")
+
+    def until_it_printed(what: str) -> None:
+        deadline_s = time.monotonic() + 20
+        while what not in fleet.output_of(follower):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+
+    until_it_printed("\n")  # it follows from here on
     fleet.kill(pid)
-    while "Connected" not in fleet.output_of(follower):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    until_it_printed("Connected")
     follower.send_signal(signal.SIGINT)
     assert follower.wait(timeout=10) == 130
