@@ -31,6 +31,7 @@ class RouterError(Exception):
     retry_after_s: int | None = None
 
     def __init__(self, message: str, *, retry_after_s: int | None = None) -> None:
+        message = message.encode("utf-8", "replace").decode()  # raw bytes of a URL stand in it
         super().__init__(message)
         self.message = message
         if retry_after_s is not None:
