@@ -24,7 +24,7 @@ def run(path: Path, name: str, *, lines: int = 100, follow: bool = False) -> int
         raise OperatorError(f"{name} has written no log yet ({log})")
     reader = log_files.LogReader(log, from_end=True)
     for line in log_files.tail(log, lines):
-        print(line)
+        print(line, flush=follow)  # a pipe behind `-f` must not wait for a full buffer
     while follow:
         for line in reader.read_new():
             print(line, flush=True)
