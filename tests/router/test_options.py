@@ -1,0 +1,137 @@
+"""Command line and config file become what the router runs with; the command line wins."""
+
+import pytest
+
+from router.errors import ConfigError, StartError
+from router.options import RouterOptions, resolve
+
+URL = "http://127.0.0.1:9000"
+
+
+def options(**given):
+    fields = {
+        "config": None,
+        "replica_urls": [],
+        "host": None,
+        "port": None,
+        "state_dir": None,
+        "policy": None,
+    }
+    return RouterOptions(**{**fields, **given})
+
+
+def settings(**given):
+    return resolve(options(**given), has_listener=False)
+
+
+def problem(**given):
+    with pytest.raises(ConfigError) as caught:
+        settings(**given)
+    return str(caught.value)
+
+
+@pytest.fixture
+def config(tmp_path):
+    def write(text):
+        path = tmp_path / "router.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_urls_alone_are_enough():
+    found = settings(replica_urls=[URL, "http://127.0.0.1:9001/"])
+    assert [(r.id, r.url, r.model) for r in found.replicas.replicas] == [
+        ("replica-0", "http://127.0.0.1:9000", "default"),
+        ("replica-1", "http://127.0.0.1:9001", "default"),
+    ]
+    assert (found.config.host, found.config.port) == ("127.0.0.1", 8080)
+    assert found.config.policy == "least_tokens"
+    assert found.state_dir is None
+
+
+def test_a_config_alone_is_enough(config):
+    path = config(
+        f"router: {{port: 9999, policy: round_robin}}\n"
+        f"replicas:\n  - {URL}\n  - {{url: 'http://h:1', id: b, model: m, max_tokens: 5000}}\n"
+    )
+    found = settings(config=path)
+    assert (found.config.port, found.config.policy) == (9999, "round_robin")
+    assert [(r.id, r.model, r.max_tokens) for r in found.replicas.replicas] == [
+        ("replica-0", "default", None),
+        ("b", "m", 5000),
+    ]
+
+
+def test_the_command_line_wins_over_the_file(config):
+    path = config("router: {port: 9999, host: 0.0.0.0, log_calls: false}\nreplicas: [http://h:1]\n")
+    found = settings(config=path, port=0, policy="power_of_two", replica_urls=[URL])
+    assert (found.config.port, found.config.host) == (0, "0.0.0.0")
+    assert found.config.policy == "power_of_two"
+    assert found.config.log_calls is False
+    assert [r.url for r in found.replicas.replicas] == [URL]
+
+
+def test_with_a_state_folder_the_replicas_may_come_later(tmp_path):
+    folder = tmp_path / "a" / "b"
+    found = settings(state_dir=folder)
+    assert found.replicas is None
+    assert found.state_dir == folder
+    assert folder.stat().st_mode & 0o777 == 0o700, "the admin socket in it is open to nobody else"
+
+
+def test_neither_replicas_nor_a_state_folder_is_refused():
+    message = problem()
+    assert "--replica" in message
+    assert "--state-dir" in message
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({"port": 65_536}, "--port"),
+        ({"port": -1}, "--port"),
+        ({"policy": "best"}, "--policy"),
+        ({"host": ""}, "--host"),
+    ],
+)
+def test_a_wrong_option_is_named(given, names):
+    assert names in problem(replica_urls=[URL], **given)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "h:1", "https://h:1", "http://h:1/v1", "http://u:p@h:1", "http://h:0", "http://h:x"]
+)
+def test_a_wrong_url_is_shown_with_what_was_expected(url):
+    message = problem(replica_urls=[url])
+    assert "--replica" in message
+    assert repr(url) in message
+
+
+def test_the_same_url_or_id_twice_is_refused(config):
+    assert "twice" in problem(replica_urls=[URL, URL + "/"])
+    path = config("replicas: [{url: 'http://h:1', id: a}, {url: 'http://h:2', id: a}]\n")
+    assert "twice" in problem(config=path)
+    path = config("replicas: [{url: 'http://h:1', id: replica-1}, {url: 'http://h:2'}]\n")
+    assert "twice" in problem(config=path)
+
+
+def test_a_state_folder_that_cannot_be_made_is_a_start_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StartError, match="state folder"):
+        settings(state_dir=tmp_path / "file" / "state")
+
+
+def test_a_whole_cluster_config_is_taken_too(config):
+    path = config(
+        "cluster: c\nmodels: [{id: m}]\nengine: simulator\nruntime: {state_dir: x}\n"
+        "router: {port: 7000}\n"
+    )
+    assert settings(config=path, replica_urls=[URL]).config.port == 7000
+
+
+def test_a_key_nobody_knows_is_refused_with_its_line(config):
+    message = problem(config=config("router:\n  prot: 8080\n"), replica_urls=[URL])
+    assert "router.yaml:2" in message
+    assert "prot" in message

@@ -1,0 +1,173 @@
+"""Membership, what engines told, and what a call will cost in this pool."""
+
+import asyncio
+
+import pytest
+
+from router.call import Ask
+from router.dialects import DIALECTS, EngineInfo
+from router.errors import NoReplica
+from router.health import Event, State
+from router.replica import Admin
+from router.room import Capacity
+
+pytestmark = pytest.mark.virtual_time
+
+
+async def test_the_list_is_the_whole_truth(world):
+    one = world()
+    fresh = one.sync(one.member("a"), one.member("b"))
+    assert [replica.id for replica in fresh] == ["a", "b"]
+    assert one.sync(one.member("b")) == []
+    assert [replica.id for replica in one.pool] == ["b"]
+    one.sync()
+    assert len(one.pool) == 0
+
+
+@pytest.mark.parametrize("change", [{"generation": 2}, {"port": 81}])
+async def test_a_new_start_or_place_is_a_new_replica(world, change):
+    one = world()
+    [before] = one.add("a")
+    [after] = one.sync(one.member("a", **change))
+    assert after is one["a"] is not before
+    assert after.health.state is State.UNKNOWN
+    assert not after.is_usable
+
+
+async def test_a_phase_is_followed_without_a_new_replica(world):
+    one = world()
+    [replica] = one.add("a")
+    for phase in ("starting", "loading", "failed", "ready"):
+        one.sync(one.member("a", phase=phase))
+        assert one["a"] is replica
+        assert replica.phase == phase
+
+
+async def test_what_the_launcher_learned_later_is_taken_over(world):
+    """The token budget stands in the start-up log, which ends after the port is known."""
+    one = world()
+    [replica] = one.add("a", requests=None)
+    assert replica.room.capacity.tokens is None
+    one.sync(one.member("a", requests=None, tokens=9000))
+    assert one["a"] is replica
+    assert replica.room.capacity.tokens == 9000
+
+
+async def test_a_replica_is_usable_when_healthy_active_and_placed(world):
+    one = world()
+    one.add("a", "b", port=0)
+    assert not any(replica.is_usable for replica in one.pool)
+    one.sync(one.member("a"), one.member("b"))
+    for name in "ab":
+        one.up(name)
+        assert one[name].is_usable
+    one.pool.set_admin(one["a"], Admin.DRAINING)
+    assert not one["a"].is_usable
+    one.pool.set_admin(one["a"], Admin.ACTIVE)
+    assert one["a"].is_usable
+    one.down("a")
+    assert not one["a"].is_usable
+
+
+async def test_health_goes_on_while_it_drains(world):
+    one = world()
+    one.add("a", "b")
+    one.pool.set_admin(one["a"], Admin.DRAINING)
+    one.down("a")
+    one.pool.set_admin(one["a"], Admin.ACTIVE)
+    assert not one["a"].is_usable
+    one.up("a")
+    assert one["a"].is_usable
+
+
+async def test_a_drained_one_that_starts_again_stays_drained(world):
+    one = world()
+    one.sync(one.member("a", generation=2), draining={"a"})
+    one.up("a")
+    assert one["a"].admin is Admin.DRAINING
+    assert not one["a"].is_usable
+
+
+@pytest.mark.parametrize(
+    ("phase", "admin", "is_coming"),
+    [
+        ("", Admin.ACTIVE, True),
+        ("pending", Admin.ACTIVE, True),
+        ("starting", Admin.ACTIVE, True),
+        ("loading", Admin.ACTIVE, True),
+        ("ready", Admin.ACTIVE, True),
+        ("stopped", Admin.ACTIVE, False),
+        ("failed", Admin.ACTIVE, False),
+        ("ready", Admin.DRAINING, False),
+    ],
+)
+async def test_whether_waiting_for_it_makes_sense(world, phase, admin, is_coming):
+    one = world()
+    one.sync(one.member("a", phase=phase))
+    one.pool.set_admin(one["a"], admin)
+    assert one.pool.can_come is is_coming
+
+
+async def test_costs_follow_what_the_engine_told_last(world):
+    one = world()
+    one.add("a")
+    ask = Ask(input_chars=100, new_tokens=2000)
+    assert one.pool.cost(ask).reserve_tokens == 2100
+    info = EngineInfo(version=(3, 3, 5), max_total_tokens=4096)
+    one.pool.learn(one["a"], info)
+    assert one.pool.cost(ask).reserve_tokens == 1124
+    assert one["a"].info is info
+
+
+async def test_a_pool_without_replicas_still_prices_a_call(world):
+    one = world()
+    assert one.pool.cost(Ask(input_chars=10)).requests == 1
+    with pytest.raises(NoReplica):
+        await one.acquire()
+
+
+async def test_learned_limits_let_waiting_calls_in(world, settle):
+    one = world()
+    one.add("a", requests=None)
+    leases = [await one.acquire() for _ in range(one["a"].room.requests)]
+    waiting = one.waiting()
+    await settle()
+    assert not waiting.done()
+    one.pool.learn(one["a"], EngineInfo(capacity=Capacity(requests=64, tokens=10**6)))
+    await settle()
+    assert waiting.done()
+    assert len(leases) < 64
+
+
+async def test_clients_are_told_the_engines_name_where_nobody_gave_one(world):
+    one = world()
+    one.add("a")
+    one.pool.learn(one["a"], EngineInfo(model_id="org/model"))
+    assert one.pool.served_name == "m"
+    one.pool.model = "default"
+    assert one.pool.served_name == "org/model"
+
+
+async def test_the_start_time_is_learned_from_starts_that_were_seen(world, settle):
+    one = world()
+    before_s = one.pool.start_s
+    for generation in range(1, 20):
+        one.sync(one.member("a", generation=generation, phase="loading"))
+        await asyncio.sleep(120.0)
+        one.up("a")
+    assert one.pool.start_s > 100 > before_s
+
+
+async def test_events_for_a_replica_that_left_harm_nobody(world):
+    one = world()
+    [gone] = one.add("a")
+    one.sync(one.member("b"))
+    for event in Event:
+        one.pool.on_event(gone, event, "late")
+    assert one["b"].health.state is State.UNKNOWN
+
+
+async def test_all_replicas_of_a_pool_speak_a_listed_dialect(world):
+    one = world()
+    [replica] = one.add("a")
+    assert replica.dialect is DIALECTS["tgi"]
