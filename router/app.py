@@ -145,7 +145,7 @@ class App:
         await self._edge.shutdown(0.1)
         await self.tasks.close()
         self.upstream.close()
-        self.handlers.close()
+        await self.handlers.close()
         await self.admin.close()
         self.log.close()
 

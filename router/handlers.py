@@ -170,8 +170,8 @@ class Handlers:
             "/api-doc/openapi.json": lambda request: pages.openapi(),
         }
 
-    def close(self) -> None:
-        self._worker.close()
+    async def close(self) -> None:
+        await self._worker.close()
 
     async def handle(self, request: web.BaseRequest) -> Any:
         """Every request comes in here; returns what aiohttp sends, or `Sent`."""

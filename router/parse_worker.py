@@ -1,16 +1,24 @@
 """Parses large bodies in another process, so that one huge document stops nobody else's stream.
 
 A thread would not do: the JSON scanner holds the interpreter for the whole document. The process
-starts with the first large body, has bounded memory and dies with the router.
+(`python -m router.parse_worker`) starts with the first large body, has bounded memory, and ends
+when its pipe does: with the router, however that ends.
+
+Wire, both ways: a length of 8 bytes, big-endian, then so many bytes. Request: the path, a NUL, the
+body. Reply: `ok` or `no`, then the ask as JSON or the refusal's text.
 """
 
 import asyncio
-import ctypes
+import contextlib
 import resource
 import signal
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+import struct
+import sys
+from asyncio.subprocess import PIPE, Process
+from dataclasses import asdict
+from typing import BinaryIO
+
+import orjson
 
 from router.apis import GENERATION_APIS, TOKENIZER_APIS
 from router.call import Ask
@@ -18,7 +26,8 @@ from router.errors import InvalidRequest
 
 LARGE_BODY_BYTES = 256 * 1024
 MAX_MEMORY_BYTES = 3 * 1024**3
-PR_SET_PDEATHSIG = 1
+LENGTH = struct.Struct(">Q")
+OK, NO = b"ok", b"no"
 
 
 def parse(path: str, body: bytes) -> Ask:
@@ -31,42 +40,74 @@ class ParseWorker:
     """One per router; `parse` decides where a body is parsed."""
 
     def __init__(self) -> None:
-        self._executor: ProcessPoolExecutor | None = None
+        self._process: Process | None = None
+        self._turn = asyncio.Lock()
 
     async def parse(self, path: str, body: bytes) -> Ask:
         if len(body) <= LARGE_BODY_BYTES:
             return parse(path, body)
-        loop = asyncio.get_running_loop()
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(
-                max_workers=1, mp_context=get_context("spawn"), initializer=_confine
-            )
-        executor = self._executor
+        async with self._turn:
+            verdict = await self._asked(path.encode() + b"\0" + body)
+        if verdict[:2] == NO:
+            raise InvalidRequest(verdict[2:].decode())
+        return Ask(**orjson.loads(verdict[2:]))
+
+    async def close(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+    async def _asked(self, question: bytes) -> bytes:
+        """An exchange that breaks off leaves the pipe of no use: the process goes with it."""
         try:
-            return await loop.run_in_executor(executor, _parse_confined, path, body)
-        except BrokenProcessPool:
-            if self._executor is executor:
-                self._executor = None
+            return await self._exchanged(question)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await self.close()
             raise InvalidRequest("the body is too costly to parse") from None
+        except BaseException:
+            await asyncio.shield(self.close())
+            raise
 
-    def close(self) -> None:
-        if self._executor is not None:
-            processes = list((self._executor._processes or {}).values())  # shutdown forgets them
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
-                process.kill()
-            self._executor = None
+    async def _exchanged(self, question: bytes) -> bytes:
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", __spec__.name, stdin=PIPE, stdout=PIPE
+            )
+        sent, received = self._process.stdin, self._process.stdout
+        assert sent is not None
+        assert received is not None
+        sent.write(LENGTH.pack(len(question)))
+        sent.write(question)
+        await sent.drain()
+        (size,) = LENGTH.unpack(await received.readexactly(LENGTH.size))
+        return await received.readexactly(size)
 
 
-def _parse_confined(path: str, body: bytes) -> Ask:
+def serve(source: BinaryIO, sink: BinaryIO) -> None:
+    """The process's whole life: answers until the pipe ends."""
+    while len(head := source.read(LENGTH.size)) == LENGTH.size:
+        path, _, body = source.read(LENGTH.unpack(head)[0]).partition(b"\0")
+        verdict = _verdict(path.decode(), body)
+        sink.write(LENGTH.pack(len(verdict)) + verdict)
+        sink.flush()
+
+
+def _verdict(path: str, body: bytes) -> bytes:
     try:
-        return parse(path, body)
+        return OK + orjson.dumps(asdict(parse(path, body)))
+    except InvalidRequest as error:
+        return NO + error.message.encode("utf-8", "backslashreplace")
     except MemoryError:
-        raise InvalidRequest("the body needs too much memory to parse") from None
+        return NO + b"the body needs too much memory to parse"
 
 
-def _confine() -> None:
-    """Ends with its parent, leaves Ctrl-C to it, and cannot eat the machine's memory."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the router's affair
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    with contextlib.suppress(BrokenPipeError):
+        serve(sys.stdin.buffer, sys.stdout.buffer)

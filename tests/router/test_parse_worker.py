@@ -20,8 +20,8 @@ def document(text: bytes = b"a") -> bytes:
 
 
 def pids(worker):
-    executor = worker._executor
-    return list(executor._processes) if executor is not None else []
+    process = worker._process
+    return [process.pid] if process is not None else []
 
 
 def is_running(pid):
@@ -37,7 +37,7 @@ async def worker(until):
     worker = ParseWorker()
     yield worker
     left = pids(worker)
-    worker.close()
+    await worker.close()
     await until(lambda: not any(map(is_running, left)))
 
 
@@ -101,7 +101,7 @@ async def test_closing_ends_the_process_even_while_it_works(until):
     os.kill(pid, signal.SIGSTOP)  # as busy as can be
     parsing = asyncio.gather(worker.parse("/generate", document()), return_exceptions=True)
     await asyncio.sleep(0)
-    worker.close()
+    await worker.close()
     await until(lambda: not is_running(pid))
     await parsing
 
@@ -113,12 +113,23 @@ from router.parse_worker import LARGE_BODY_BYTES, ParseWorker
 async def main():
     worker = ParseWorker()
     await worker.parse("/generate", b" " * LARGE_BODY_BYTES + b'{"inputs":"a"}')
-    print(*worker._executor._processes, flush=True)
+    print(worker._process.pid, flush=True)
     await asyncio.Event().wait()
 
 if __name__ == "__main__":
     asyncio.run(main())
 """
+
+
+async def test_a_client_that_leaves_while_its_body_is_parsed_disturbs_nobody(worker):
+    await worker.parse("/generate", document())
+    os.kill(pids(worker)[0], signal.SIGSTOP)
+    parsing = asyncio.gather(worker.parse("/generate", document()))
+    await asyncio.sleep(0)
+    parsing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await parsing
+    assert (await worker.parse("/generate", document(b"abc"))).input_chars == 3
 
 
 async def test_the_process_dies_with_its_parent(tmp_path, until):
