@@ -26,6 +26,7 @@ class State(Enum):
 class Event(Enum):
     PROBE_OK = "probe ok"
     PROBE_FAIL = "probe failed"
+    PROBE_LATE = "probe not answered in time"
     REFUSED = "connection refused"
     CALL_OK = "call ok"
     CALL_FAIL = "call failed"
@@ -45,6 +46,8 @@ class Health:
     ejections: int = 0
     ejected_until_s: float = 0.0
     was_refused: bool = False
+    is_silent: bool = False
+    """The last thing known of it is that it did not answer: that may be load as well as death."""
 
     @property
     def would_eject(self) -> bool:
@@ -54,6 +57,8 @@ class Health:
     def on(self, event: Event, now_s: float) -> State:
         """Takes the event in and gives the new state; an event without a rule changes nothing."""
         rule = TABLE.get((self.state, event)) or TABLE.get((None, event))
+        if event in PROBED:
+            self.is_silent = event is Event.PROBE_LATE
         if rule is not None:
             self.state = rule(self, now_s)
         return self.state
@@ -125,13 +130,18 @@ def _reborn(health: Health, now_s: float) -> State:
 TABLE: dict[tuple[State | None, Event], Callable[[Health, float], State]] = {
     (State.UNKNOWN, Event.PROBE_OK): _passed,
     (State.UNKNOWN, Event.PROBE_FAIL): _missed,
+    (State.UNKNOWN, Event.PROBE_LATE): _missed,
     (State.UNHEALTHY, Event.PROBE_OK): _passed,
     (State.UNHEALTHY, Event.PROBE_FAIL): _missed_again,
+    (State.UNHEALTHY, Event.PROBE_LATE): _missed_again,
     (State.HEALTHY, Event.PROBE_OK): _still_healthy,
     (State.HEALTHY, Event.PROBE_FAIL): _missed,
+    (State.HEALTHY, Event.PROBE_LATE): _missed,
     (State.HEALTHY, Event.CALL_OK): _served,
     (State.HEALTHY, Event.CALL_FAIL): _call_failed,
     (State.EJECTED, Event.TIME_UP): _time_up,
     (None, Event.REFUSED): _refused,
     (None, Event.NEW_GENERATION): _reborn,
 }
+PROBED = frozenset({Event.PROBE_OK, Event.PROBE_FAIL, Event.PROBE_LATE, Event.REFUSED})
+"""Events that say whether it answers at all."""

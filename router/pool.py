@@ -109,6 +109,7 @@ class Pool:
             replica.phase = member.phase
             replica.room.fix(member.max_requests, member.max_tokens)
             self._replicas[member.id] = replica
+        self._refresh()
         self.changed()
         return fresh
 
@@ -133,20 +134,38 @@ class Pool:
 
     def set_admin(self, replica: Replica, admin: Admin) -> None:
         replica.admin = admin
-        _refresh(replica)
+        self._refresh()
         self.changed()
 
     def on_event(self, replica: Replica, event: Event, reason: str) -> None:
         """Takes a health event in; a call's failure never ejects where that would hurt more."""
         if event is Event.CALL_FAIL and replica.health.would_eject and not self._may_eject(replica):
             return
-        before = replica.health.state
+        before, was_silent = replica.health.state, replica.health.is_silent
         after = replica.health.on(event, self._clock())
-        _refresh(replica)
+        if was_silent is not replica.health.is_silent:
+            self._refresh()
         if before is not after:
+            self._refresh()
             self._time_start(replica)
             self._on_state_change(replica, before, after, reason)
             self.changed()
+
+    def _refresh(self) -> None:
+        """Who is usable; kept on the replicas, because it is read at every decision.
+
+        The healthy ones. When none is, and all that is known of every replica is that it does not
+        answer its probes, the probes may be what is wrong (engines answer them late under load):
+        then silent ones are used rather than none.
+        """
+        active = [replica for replica in self if _may_take(replica)]
+        healthy = [r for r in active if r.health.state is State.HEALTHY]
+        is_blind = bool(active) and all(
+            r.health.state is State.UNHEALTHY and r.health.is_silent for r in active
+        )
+        usable = set(active if is_blind else healthy)
+        for replica in self:
+            replica.is_usable = replica in usable
 
     def _time_start(self, replica: Replica) -> None:
         """Once per generation, and only if the launcher tells when it started it."""
@@ -163,13 +182,8 @@ class Pool:
         return others > 0 and ejected + 1 <= self._config.max_ejected_share * len(self)
 
 
-def _refresh(replica: Replica) -> None:
-    """Computed where it changes, because it is read for every replica at every decision."""
-    replica.is_usable = (
-        replica.health.state is State.HEALTHY
-        and replica.admin is Admin.ACTIVE
-        and replica.port != 0
-    )
+def _may_take(replica: Replica) -> bool:
+    return replica.admin is Admin.ACTIVE and replica.port != 0
 
 
 def _is_same(replica: Replica, member: Member) -> bool:

@@ -103,8 +103,7 @@ class Prober:
         except ConnectFailed as error:
             pool.on_event(replica, Event.REFUSED, error.message)
         except RouterError as error:
-            if replica.progress_s < started_s or not isinstance(error, UpstreamTimeout):
-                pool.on_event(replica, Event.PROBE_FAIL, error.message)
+            pool.on_event(replica, _verdict(replica, error, started_s), error.message)
         else:
             event = Event.PROBE_OK if status == 200 else Event.PROBE_FAIL
             pool.on_event(replica, event, f"health check answered {status}")
@@ -142,6 +141,13 @@ class Prober:
             return (head.status if head else 0), exchange.body()
         finally:
             exchange.close()
+
+
+def _verdict(replica: Replica, error: RouterError, started_s: float) -> Event:
+    """What a probe that got no answer means: tokens that flowed meanwhile are as good as one."""
+    if not isinstance(error, UpstreamTimeout):
+        return Event.PROBE_FAIL
+    return Event.PROBE_OK if replica.progress_s >= started_s else Event.PROBE_LATE
 
 
 def _is_learning(replica: Replica) -> bool:

@@ -16,6 +16,7 @@ U, H, D, E = State.UNKNOWN, State.HEALTHY, State.UNHEALTHY, State.EJECTED
 EFFECTS = {
     Event.PROBE_OK: {U: H, H: H, D: H, E: E},
     Event.PROBE_FAIL: {U: D, H: D, D: D, E: E},
+    Event.PROBE_LATE: {U: D, H: D, D: D, E: E},
     Event.REFUSED: {U: D, H: D, D: D, E: D},
     Event.CALL_OK: {U: U, H: H, D: D, E: E},
     Event.CALL_FAIL: {U: U, H: E, D: D, E: E},
