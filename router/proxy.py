@@ -340,6 +340,7 @@ class Proxy:
         progress.error = error
         if client.is_gone:
             progress.status = ClientGone.status
+            self._metrics.cancelled(progress.phase)
         elif progress.is_plain:
             client.cut()
         elif client.has_started:
