@@ -1,0 +1,45 @@
+"""The benchmarks run to their end and say everything they promise; how fast is nobody's test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.bench.scenarios import SCENARIOS
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = [figure for loads in SCENARIOS.values() for load in loads for figure in load.figures]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One quick run of all scenarios: the finished process and its JSON document."""
+    file = tmp_path_factory.mktemp("bench") / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--quick", f"--json={file}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads(file.read_text())
+
+
+def test_every_figure_is_printed_and_no_call_was_wrong(finished):
+    printed, document = finished
+    assert printed.splitlines()[-1] == "errors: 0"
+    for figure in FIGURES:
+        row = next(line for line in printed.splitlines() if line.startswith(f"{figure.name}  "))
+        assert any(char.isdigit() for char in row)
+    assert all(run["calls"] + run["events"] > 0 for run in document["runs"])
+
+
+def test_the_file_has_every_run_and_the_machine(finished):
+    _, document = finished
+    assert [row["figure"] for row in document["figures"]] == [figure.name for figure in FIGURES]
+    assert all(row["router"] is not None for row in document["figures"])
+    assert {run["target"] for run in document["runs"]} == {"direct", "relay", "router"}
+    assert document["machine"]["cores"] >= 1
