@@ -8,7 +8,7 @@ import pytest
 
 from router.config import QueueConfig
 from router.errors import NoReplica, QueueFull, QueueTimeout, RouterError, ShuttingDown
-from router.lease import Outcome
+from router.lease import Outcome, Report
 from router.replica import Admin
 from router.retry import Attempts
 
@@ -805,3 +805,54 @@ async def test_a_large_call_among_endless_small_ones_waits_two_service_times_at_
     assert max(waits) <= 2.0 * mean_s
     assert len(times) > 1000
     assert one.seen.idle_s < 0.01 * one.clock()
+
+
+# ---- learned room ----
+
+
+async def test_a_first_token_may_make_room_for_a_call_that_waits(world, settle):
+    """Long streams end late; the engine has shown that it runs them."""
+    one = world()
+    one.add("a", requests=None)
+    leases = [await one.acquire() for _ in range(one["a"].room.requests)]
+    waiting = one.waiting()
+    await settle()
+    assert not waiting.done()
+    one.dispatcher.first_token(leases[0])
+    await settle()
+    assert waiting.done()
+    one.check()
+
+
+async def test_several_sequences_take_several_places(world, settle):
+    one = world()
+    one.add("a", requests=4)
+    await one.acquire(sequences=3)
+    waiting = one.waiting(sequences=2)
+    await settle()
+    assert not waiting.done()
+    assert (await done(one.waiting(), 0.001)).replica.load.requests == 4
+    waiting.cancel()
+    await settle()
+
+
+async def test_what_replies_tell_makes_the_next_estimate(world):
+    one = world()
+    one.add("a")
+    for _ in range(50):
+        report = Report(prompt_tokens=50, generated_tokens=20)
+        one.end(await one.acquire(input_tokens=100, new_tokens=80), report=report)
+    assert one.pool.estimates.chars_per_token == pytest.approx(2.0, rel=0.1)
+    assert one.pool.estimates.output_share == pytest.approx(0.25, rel=0.2)
+
+
+async def test_calls_of_several_sequences_and_failures_teach_no_sizes(world):
+    one = world()
+    one.add("a", requests=50)
+    report = Report(prompt_tokens=5, generated_tokens=1)
+    for _ in range(50):
+        one.end(await one.acquire(sequences=4), report=report)
+        one.end(await one.acquire(), Outcome.FAILED, report)
+        one.end(await one.acquire(), Outcome.ABANDONED, report)
+    assert one.pool.estimates.chars_per_token == 1.0
+    assert one.pool.estimates.output_share == 1.0
