@@ -63,14 +63,18 @@ class Sent:
 class HttpClient:
     """`edge.Client` over one aiohttp request."""
 
-    __slots__ = ("_closing", "_extra", "_head", "_http10", "_protocol", "_transport", "has_started")
+    __slots__ = (
+        *("_closing", "_edge", "_extra", "_head", "_http10", "_protocol", "_transport"),
+        "has_started",
+    )
 
-    def __init__(self, request: web.BaseRequest, extra: Headers, *, closing: bool) -> None:
+    def __init__(self, request: web.BaseRequest, extra: Headers, edge: "Handlers") -> None:
+        self._edge = edge
         self._protocol: RequestHandler = request.protocol
         self._transport = request.transport
         self._extra = extra
         self._http10 = request.version < (1, 1)
-        self._closing = closing or self._http10
+        self._closing = not request.keep_alive or self._http10
         self._head = b""
         self.has_started = False
 
@@ -79,8 +83,13 @@ class HttpClient:
         return self._transport is None or self._transport.is_closing()
 
     @property
+    def is_closing(self) -> bool:
+        """The connection ends with this reply; the router may have begun to drain meanwhile."""
+        return self._closing or self._edge.is_draining
+
+    @property
     def keeps_alive(self) -> bool:
-        return not self._closing and not self.is_gone
+        return not self.is_closing and not self.is_gone
 
     def close_after(self) -> None:
         """The connection ends with this reply: what follows in it is not to be trusted."""
@@ -131,7 +140,7 @@ class HttpClient:
 
     def _render(self, status: int, headers: Headers, framing: str) -> bytes:
         fields = "".join(f"{name}: {value}\r\n" for name, value in (*headers, *self._extra))
-        close = "connection: close\r\n" if self._closing else ""
+        close = "connection: close\r\n" if self.is_closing else ""
         reason = REASONS.get(status, "")
         head = f"HTTP/1.1 {status} {reason}\r\n{fields}{close}{framing}\r\n"
         return head.encode("latin-1", "replace")
@@ -176,11 +185,7 @@ class Handlers:
     async def handle(self, request: web.BaseRequest) -> Any:
         """Every request comes in here; returns what aiohttp sends, or `Sent`."""
         self.calls_running += 1
-        client = HttpClient(
-            request,
-            self._cors(request),
-            closing=self.is_draining or not request.keep_alive,
-        )
+        client = HttpClient(request, self._cors(request), self)
         call_id = _request_id(request)
         try:
             return await self._routed(request, client, call_id)
@@ -292,7 +297,7 @@ class Handlers:
     ) -> web.Response:
         reply = page(request)
         reply.headers.update(self._cors(request))
-        if client._closing:
+        if client.is_closing:
             reply.force_close()
         return reply
 

@@ -119,6 +119,9 @@ class ScriptedReplica:
         """The script of the next request that has none yet."""
         self._scripts.append(steps)
 
+    def forget_scripts(self) -> None:
+        self._scripts.clear()
+
     async def request(self, number: int = 1) -> Request:
         """The n-th request that is no probe, once it is there."""
         async with asyncio.timeout(DEADLINE_S), self.came:

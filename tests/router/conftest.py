@@ -77,7 +77,8 @@ def until():
 async def app(wire):
     """`await app(replicas=2, timeouts={...})`: a router on a free port over scripted replicas.
 
-    It is up when it is given, unless `is_up=False`. Afterwards its books must be at rest, and no
+    It is up when it is given, unless `is_up=False`; `None` replicas: it starts from its state
+    folder. Afterwards its books must be at rest, and no
     task, connection or socket of anybody may be left.
     """
     rigs, client_class = load_fake("router_rig"), load_fake("raw_client").RawClient
@@ -89,9 +90,9 @@ async def app(wire):
             scripted = [wire.ScriptedReplica(f"r{i}") for i in range(replicas)]
             for replica in scripted:
                 await replica.start(is_deaf=is_deaf)
-        rig = rigs.Rig(scripted, client_class, **options)
+        rig = rigs.Rig(scripted or [], client_class, **options)
         made.append(rig)
-        await rig.app.start(rig.listed(**(entries or {})))
+        await rig.app.start(None if scripted is None else rig.listed(**(entries or {})))
         if is_up and scripted:
             await rig.is_up()
         return rig
