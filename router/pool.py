@@ -143,13 +143,13 @@ class Pool:
             return
         before, was_silent = replica.health.state, replica.health.is_silent
         after = replica.health.on(event, self._clock())
-        if was_silent is not replica.health.is_silent:
-            self._refresh()
+        if before is after and was_silent is replica.health.is_silent:
+            return
+        self._refresh()
         if before is not after:
-            self._refresh()
             self._time_start(replica)
             self._on_state_change(replica, before, after, reason)
-            self.changed()
+        self.changed()
 
     def _refresh(self) -> None:
         """Who is usable; kept on the replicas, because it is read at every decision.

@@ -171,3 +171,70 @@ async def test_all_replicas_of_a_pool_speak_a_listed_dialect(world):
     one = world()
     [replica] = one.add("a")
     assert replica.dialect is DIALECTS["tgi"]
+
+
+# ---- when the signals themselves are stale ----
+
+
+def stop_answering(one, *names):
+    for name in names:
+        for _ in range(3):
+            one.pool.on_event(one[name], Event.PROBE_LATE, "test")
+
+
+async def test_when_no_replica_answers_its_probes_they_are_used_rather_than_none(world, settle):
+    """The probes may be what is wrong: engines answer them late under load."""
+    one = world()
+    one.add("a", "b", requests=1)
+    stop_answering(one, "a")
+    assert [replica.id for replica in one.pool if replica.is_usable] == ["b"]
+    held = await one.acquire()
+    waiting = one.waiting()
+    await settle()
+    assert not waiting.done()
+    stop_answering(one, "b")
+    assert all(replica.is_usable for replica in one.pool)
+    assert (await waiting).replica.id == "a"
+    one.end(held)
+
+
+async def test_one_that_answers_ends_the_guessing(world):
+    one = world()
+    one.add("a", "b", "c")
+    stop_answering(one, "a", "b", "c")
+    one.up("b")
+    assert [replica.id for replica in one.pool if replica.is_usable] == ["b"]
+
+
+@pytest.mark.parametrize("event", [Event.REFUSED, Event.PROBE_FAIL])
+async def test_what_is_known_to_be_down_is_not_used(world, event):
+    one = world()
+    one.add("a", "b")
+    stop_answering(one, "a", "b")
+    for _ in range(3):
+        one.pool.on_event(one["a"], event, "test")
+    assert not one["a"].is_usable
+    one.pool.on_event(one["b"], event, "test")
+    assert not one["b"].is_usable
+
+
+async def test_a_drained_one_is_not_used_even_then(world):
+    one = world()
+    one.add("a", "b")
+    one.pool.set_admin(one["a"], Admin.DRAINING)
+    stop_answering(one, "a", "b")
+    assert [replica.id for replica in one.pool if replica.is_usable] == ["b"]
+
+
+async def test_waiting_calls_go_out_as_soon_as_silence_is_all_that_is_known(world, settle):
+    """The replica's state stays the same; that it may be used is what changed."""
+    one = world()
+    one.add("a")
+    for _ in range(3):
+        one.pool.on_event(one["a"], Event.PROBE_FAIL, "test")
+    waiting = one.waiting()
+    await settle()
+    assert not waiting.done()
+    one.pool.on_event(one["a"], Event.PROBE_LATE, "test")
+    await settle()
+    assert waiting.done()
