@@ -223,3 +223,15 @@ def test_a_served_call_makes_the_next_pause_short_again():
     room.is_paused = False
     room.answered(None, Load(1, 0), 1.0, 1.0)
     assert room.shed(Load(2, 0), 2.0) == first
+
+
+def test_each_look_at_an_empty_gauge_allows_another_doubling():
+    """Calls that come back between two looks raise it, also when it was not full at the look."""
+    room = Room()
+    limits = []
+    for _ in range(4):
+        for _ in range(500):
+            room.answered(0.0, full(room), 1.0, 0.0)
+        limits.append(room.requests)
+        room.looked(0, Load(1, 0), 0.0)
+    assert limits == [16, 32, 64, 128]
