@@ -7,7 +7,7 @@ that its Protocol does not name.
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router.apis import GENERATION_APIS
@@ -33,7 +33,7 @@ JSON = st.recursive(
 )
 DOCUMENTS = st.dictionaries(st.sampled_from(WORDS), JSON, max_size=6).map(json.dumps)
 BYTES = st.binary(max_size=100) | DOCUMENTS.map(str.encode)
-TUNED = settings(max_examples=150, deadline=None)
+TUNED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_it_is_listed_under_its_own_name(name):
