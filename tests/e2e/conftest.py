@@ -1,5 +1,6 @@
 """A whole fleet of real processes: launcher, router, simulator replicas, each test its own."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -136,3 +138,15 @@ def fleet() -> Iterator[Fleet]:
     yield fleet
     fleet.clean_up()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def loads() -> ModuleType:
+    """The module load.py: `tests` is no package, so it is loaded by its place."""
+    name = "gpu_fleet_e2e_load"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("load.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
