@@ -23,7 +23,6 @@ import uvloop
 from tests.bench import machine, wire
 
 OPEN_TIMEOUT_S = 30.0
-SETTLE_S = 1.5
 OPENED_AT_A_TIME = 64
 
 
@@ -152,7 +151,7 @@ class Load:
         given, tally = self._given, self._tally
         before_bytes = machine.pss_bytes(given.watch[0]) if given.hold else 0
         await self._open()
-        await asyncio.sleep(SETTLE_S if given.hold else given.warm_s)
+        await asyncio.sleep(given.warm_s)
         after_bytes = machine.pss_bytes(given.watch[0]) if given.hold else 0
         tally.restart()
         before, began_s = self._clocks(), time.perf_counter()
