@@ -11,6 +11,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -131,13 +132,27 @@ class Fleet:
             time.sleep(0.05)
 
 
-@pytest.fixture
-def fleet() -> Iterator[Fleet]:
+@contextmanager
+def new_fleet() -> Iterator[Fleet]:
     folder = Path(tempfile.mkdtemp(prefix="fleet-")).resolve()  # short: it must hold a unix socket
     fleet = Fleet(folder)
-    yield fleet
-    fleet.clean_up()
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield fleet
+    finally:
+        fleet.clean_up()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def fleet() -> Iterator[Fleet]:
+    with new_fleet() as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="session")
+def fleets() -> Callable[[], AbstractContextManager[Fleet]]:
+    """`with fleets() as fleet`: for tests that share one for longer than a test."""
+    return new_fleet
 
 
 @pytest.fixture(scope="session")

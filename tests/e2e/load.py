@@ -79,11 +79,12 @@ def ask_for(kind: str, prompt: str, new_tokens: int) -> Ask:
         path, seed = f"/{kind}", None
         if kind.startswith("root"):
             body["stream"], path = is_stream, "/"
-    expected, prompt_tokens = _continued(prompt, new_tokens, seed)
+    expected, prompt_tokens = continued(prompt, new_tokens, seed)
     return Ask(kind, path, body, is_stream, expected, prompt_tokens + new_tokens)
 
 
-def _continued(prompt: str, new_tokens: int, seed: int | None) -> tuple[str, int]:
+def continued(prompt: str, new_tokens: int, seed: int | None) -> tuple[str, int]:
+    """The simulator's answer, and the tokens of the prompt."""
     model = TextModel()
     cursor = model.cursor(prompt, seed)
     return "".join(cursor.advance().text for _ in range(new_tokens)), model.count(prompt)
