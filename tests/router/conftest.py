@@ -113,3 +113,9 @@ async def app(wire):
                 await replica.close()
     await rigs.until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "the end of tasks")
     gc.collect()
+
+
+@pytest.fixture
+def faults():
+    """The module of the fault proxy."""
+    return load_fake("fault_proxy")
