@@ -42,6 +42,11 @@ class AdminApi:
         self._fleet = fleet
         self._handlers = handlers
         self._listener = listener
+        host, port = listener.getsockname()[:2]
+        self._endpoint = f"http://{host}:{port}"
+        self._kept: socket.socket | None = None
+        """The listener again: it must outlive the server's, which closes it when draining."""
+        self._port_runner: web.AppRunner | None = None
         self._retire = retire
         self._started_s = time.monotonic()
         self._runners: list[web.AppRunner] = []
@@ -55,6 +60,7 @@ class AdminApi:
                 "choose a shorter state folder"
             )
         runner = await self._runner(token=None)
+        self._kept = self._listener.dup()
         part = state_dir / f".{SOCKET_NAME}.{os.getpid()}"
         part.unlink(missing_ok=True)
         mask = os.umask(0o177)
@@ -67,18 +73,25 @@ class AdminApi:
         os.replace(part, path)  # takes over from a router that drains
 
     async def listen_tcp(self, port: int, token: str) -> int:
-        """Gives the port it listens on. Raises StartError."""
-        runner = await self._runner(token=token)
-        site = web.TCPSite(runner, "127.0.0.1", port)
+        """Gives the port it listens on, shared with a router that hands over. Raises StartError."""
+        runner = self._port_runner = await self._runner(token=token)
+        site = web.TCPSite(runner, "127.0.0.1", port, reuse_port=True)
         try:
             await site.start()
         except OSError as exc:
             raise StartError(f"no admin API on 127.0.0.1:{port}: {exc.strerror}") from exc
         return int(runner.addresses[0][1])
 
+    async def leave_port(self) -> None:
+        """While draining, the port belongs to the router that follows."""
+        for site in list(self._port_runner.sites) if self._port_runner else []:
+            await site.stop()
+
     async def close(self) -> None:
         for runner in self._runners:
             await runner.cleanup()
+        if self._kept is not None:
+            self._kept.close()
 
     async def _runner(self, token: str | None) -> web.AppRunner:
         app = web.Application(
@@ -97,7 +110,6 @@ class AdminApi:
         return runner
 
     async def _state(self, request: web.Request) -> web.Response:
-        host, port = self._listener.getsockname()[:2]
         state = {
             "version": __version__,
             "pid": os.getpid(),
@@ -105,7 +117,7 @@ class AdminApi:
             "epoch": self._fleet.epoch,
             "draining": self._handlers.is_draining,
             "uptime_s": round(time.monotonic() - self._started_s, 3),
-            "endpoint": f"http://{host}:{port}",
+            "endpoint": self._endpoint,
             "calls": self._handlers.calls_running,
             "state_error": self._fleet.state_error,
             "pools": [
@@ -156,10 +168,11 @@ class AdminApi:
     async def _give_listener(self, request: web.Request) -> web.StreamResponse:
         """The public listening socket itself, as SCM_RIGHTS beside a plain 200."""
         assert request.transport is not None
+        assert self._kept is not None
         connection = request.transport.get_extra_info("socket")
         head = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
         with socket.socket(fileno=os.dup(connection.fileno())) as own:
-            socket.send_fds(own, [head], [self._listener.fileno()])
+            socket.send_fds(own, [head], [self._kept.fileno()])
         request.transport.abort()
         return web.Response()
 

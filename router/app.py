@@ -15,10 +15,11 @@ from pathlib import Path
 
 from router.admin import AdminApi
 from router.config import RouterConfig
-from router.errors import ShuttingDown
+from router.edge_server import make_server
+from router.errors import RouterError, ShuttingDown
 from router.event_log import EventLog
 from router.fleet import Fleet, ReplicaList
-from router.handlers import Handlers, make_server
+from router.handlers import Handlers
 from router.health import State
 from router.metrics import Metrics
 from router.pages import Pages
@@ -56,17 +57,18 @@ class App:
         self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
-        self.proxy = Proxy(
-            self.upstream, config.timeouts, config.retries, self.metrics, self.log, clock
-        )
+        self.proxy = Proxy(self.upstream, config.timeouts, config.retries, self.metrics, clock)
         pages = Pages(self.fleet, self.metrics, clock)
-        self.handlers = Handlers(config, self.fleet, self.proxy, pages, self.metrics, clock)
+        self.handlers = Handlers(
+            config, self.fleet, self.proxy, pages, self.metrics, self.log, clock
+        )
         self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
         self._state_dir = state_dir
         self._server: asyncio.Server | None = None
         self._edge = make_server(self.handlers, config)
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
+        self._is_stopping = False
         self._is_retiring = False
         self.fleet.joined = self._joined
         self.fleet.left = self._left
@@ -90,11 +92,13 @@ class App:
 
     def stop(self) -> None:
         """Finish the calls in flight and end; a second time: end at once."""
-        if self._stopping.is_set():
+        if self._is_stopping:
             self._at_once.set()
+        self._is_stopping = True
         self._stopping.set()
 
     def retire(self) -> None:
+        """Another router has the listener; finish what is here."""
         self._is_retiring = True
         self._stopping.set()
 
@@ -110,6 +114,7 @@ class App:
     async def drain(self) -> None:
         """Within `drain_s`: no new connections, every call in flight finished."""
         self.handlers.is_draining = True
+        await self.admin.leave_port()
         self.log.event("drain", calls=self.handlers.calls_running, retiring=self._is_retiring)
         if self._server is not None:
             self._server.close()
@@ -123,10 +128,9 @@ class App:
 
     async def _end_calls(self) -> None:
         """What is still in flight is told so; nothing is cut in silence."""
-        error = ShuttingDown("the router shuts down", retry_after_s=5)
         for dispatcher in self.fleet:
-            dispatcher.fail_waiting(error)
-        self.upstream.fail_all(error)
+            dispatcher.fail_waiting(_shutting_down)
+        self.upstream.fail_all(_shutting_down())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS_S):
                 await self._until(lambda: not self.handlers.calls_running)
@@ -152,11 +156,12 @@ class App:
     # ---- membership and health ----
 
     def _joined(self, pool: Pool, replica: Replica) -> None:
+        pool.suspected = self.prober.hurry
         self.prober.watch(pool, replica)
 
-    def _left(self, replica: Replica) -> None:
+    def _left(self, replica: Replica, is_replaced: bool) -> None:
         self.prober.forget(replica)
-        self.upstream.forget(replica)
+        self.upstream.forget(replica, has_died=is_replaced)
 
     def _on_state_change(self, replica: Replica, before: State, after: State, reason: str) -> None:
         self.log.event(
@@ -170,3 +175,7 @@ class App:
         if after is State.EJECTED:
             self.metrics.ejected(replica)
         self.prober.hurry(replica)
+
+
+def _shutting_down() -> RouterError:
+    return ShuttingDown("the router shuts down", retry_after_s=5)

@@ -17,6 +17,8 @@ class Ask:
 
     model: str | None = None
     stream: bool = False
+    instances: int = 1
+    """Prompts of a /vertex call, each run as a call of its own inside the engine."""
     sequences: int = 1
     """Generations it starts: best_of, or the number of prompts. Each takes one permit."""
     input_chars: int = 0

@@ -61,8 +61,10 @@ class Dispatcher:
         self._is_pumping = False
         pool.changed = self.pump
 
-    async def acquire(self, call: Call, attempts: Attempts, *, is_retry: bool = False) -> Lease:
-        """A lease at once, or after the call's turn.
+    async def acquire(
+        self, call: Call, attempts: Attempts, *, is_retry: bool = False, at_head: bool = True
+    ) -> Lease:
+        """A lease at once, or after the call's turn; a retry was admitted before and is not again.
 
         Raises QueueFull, QueueTimeout or NoReplica, each with a computed `retry_after_s`.
         """
@@ -73,9 +75,12 @@ class Dispatcher:
             self._refuse_at_the_door(call)
         ticket = self._ticket(call, cost, attempts)
         self._account()
-        self.queue.join(ticket, at_head=is_retry)
+        self.queue.join(ticket, at_head=is_retry and at_head)
         self.pump()
-        deadline_s = call.deadline_s if is_retry else call.queue_deadline_s
+        is_waiting_still = not is_retry or attempts.was_shed
+        deadline_s = call.deadline_s
+        if is_waiting_still:
+            deadline_s = min(deadline_s, call.queue_deadline_s)
         return await self._granted(ticket, deadline_s)
 
     async def _granted(self, ticket: Ticket, deadline_s: float) -> Lease:
@@ -92,6 +97,8 @@ class Dispatcher:
             raise
         finally:
             self._account()
+            if self._reserved and self._reserved[0] is ticket:
+                self._reserved = None
             if self.queue.leave(ticket):
                 self.pump()
 
@@ -130,7 +137,7 @@ class Dispatcher:
             while choice := self._next():
                 self._grant_ticket(*choice)
             if len(self.queue) and not self.pool.can_come:
-                self.fail_waiting(self._no_replica())
+                self.fail_waiting(self._no_replica)
         finally:
             self._is_pumping = False
 
@@ -139,12 +146,12 @@ class Dispatcher:
         ahead = len(self.queue) + 1
         return self._rate.retry_after_s(ahead, self._clock(), unknown_s=self.pool.start_s)
 
-    def fail_waiting(self, error: RouterError) -> None:
-        """Ends every waiting call with this error."""
+    def fail_waiting(self, error: Callable[[], RouterError]) -> None:
+        """Ends every waiting call with an error of its own."""
         for ticket in self.queue:
             self.queue.leave(ticket)
             if not ticket.grant.done():
-                ticket.grant.set_exception(error)
+                ticket.grant.set_exception(error())
 
     # ---- choosing ----
 
@@ -152,7 +159,7 @@ class Dispatcher:
         """The usual case: nobody waits and some replica has room."""
         if len(self.queue) or attempts.alone:
             return None
-        replica = self._choose(call, cost, attempts.excluded, kept=None)
+        replica = self._choose(call, cost, attempts.excluded)
         return self._lease(replica, call, cost, 0.0) if replica else None
 
     def _next(self) -> tuple[Ticket, Replica] | None:
@@ -177,10 +184,11 @@ class Dispatcher:
         if head.alone:
             idle = [r for r in self.pool if r.is_usable and not r.load.requests]
             return idle[0] if idle else None
-        return self._choose(head.call, head.cost, head.excluded, kept=None)
+        is_patient = head.blocked_s is None or not self._is_overdue(head)
+        return self._choose(head.call, head.cost, head.excluded if is_patient else frozenset())
 
     def _choose(
-        self, call: Call, cost: Cost, excluded: frozenset[str], kept: Replica | None
+        self, call: Call, cost: Cost, excluded: frozenset[str], kept: Replica | None = None
     ) -> Replica | None:
         candidates = [r for r in self.pool if r is not kept and r.takes(cost)]
         if excluded:
@@ -192,14 +200,12 @@ class Dispatcher:
 
     def _kept_for(self, head: Ticket) -> Replica | None:
         """The replica that is kept free for a head which has been passed for long enough."""
-        now_s = self._clock()
         if head.blocked_s is None:
-            head.blocked_s = now_s
+            head.blocked_s = self._clock()
         ticket, kept = self._reserved or (None, None)
         if kept and ticket is head and kept.is_usable and self.pool.get(kept.id) is kept:
             return kept
-        overtake_s = min(self._config.max_overtake_s, self._service_s * OVERTAKE_SHARE)
-        if not head.alone and now_s - head.blocked_s < overtake_s:
+        if not head.alone and not self._is_overdue(head):
             return None
         usable = [r for r in self.pool if r.is_usable]
         if not usable:
@@ -208,6 +214,12 @@ class Dispatcher:
         emptiest = min(fresh or usable, key=lambda r: (r.load.tokens, r.load.requests))
         self._reserved = (head, emptiest)
         return emptiest
+
+    def _is_overdue(self, head: Ticket) -> bool:
+        """It has stood at the head for as long as others may pass it."""
+        overtake_s = min(self._config.max_overtake_s, self._service_s * OVERTAKE_SHARE)
+        since_s = head.blocked_s if head.blocked_s is not None else self._clock()
+        return self._clock() - since_s >= overtake_s
 
     # ---- leases ----
 
@@ -246,7 +258,7 @@ class Dispatcher:
     def _learn_sizes(self, lease: Lease, report: Report) -> None:
         ask, estimates = lease.call.ask, self.pool.estimates
         self._observer.tokens(self.pool.model, report)
-        if ask.sequences > 1:
+        if ask.sequences * ask.instances > 1:
             return  # engines report the counts of one sequence, or the sum
         if report.prompt_tokens and not ask.images and not ask.truncate_tokens:
             estimates.prompt_seen(ask.input_chars, report.prompt_tokens)

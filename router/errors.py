@@ -130,6 +130,17 @@ class ConnectFailed(RouterError):
     """The call had gone out on a connection kept from before: the replica may have died of it."""
 
 
+class ConnectTimeout(ConnectFailed):
+    """The replica did not accept the connection in time: full, stopped or unreachable."""
+
+
+class NoSockets(RouterError):
+    """This machine gave the router no socket: nothing a replica could help."""
+
+    status, error_type = 503, "overloaded"
+    retry_after_s = 1
+
+
 class UpstreamTimeout(RouterError):
     """The replica took too long in the phase the message names."""
 

@@ -96,7 +96,8 @@ class Fleet:
         self.state_error: str | None = None
         """Why the list could not be kept, if it could not."""
         self.joined: Callable[[Pool, Replica], None] = lambda pool, replica: None
-        self.left: Callable[[Replica], None] = lambda replica: None
+        self.left: Callable[[Replica, bool], None] = lambda replica, is_replaced: None
+        """Called with whether a later generation of the same replica took its place."""
         self._config = config
         self._observer = observer
         self._on_state_change = on_state_change
@@ -135,8 +136,8 @@ class Fleet:
         name = model or ""
         if found := self._dispatchers.get(name):
             return found
-        pools = list(self._dispatchers.values())
-        if len(pools) == 1 and name in ANY_MODEL:
+        pools = [dispatcher for dispatcher in self if len(dispatcher.pool)]
+        if len(pools) == 1 and (name in ANY_MODEL or not pools[0].pool.is_named):
             return pools[0]
         for dispatcher in pools:
             if name and name == dispatcher.pool.info.model_id:
@@ -167,8 +168,9 @@ class Fleet:
                 self.joined(dispatcher.pool, replica)
             if not mine and not dispatcher.open_leases:
                 del self._dispatchers[model]
+        listed = {replica.id for replica in self.replicas()}
         for replica in before - set(self.replicas()):
-            self.left(replica)
+            self.left(replica, replica.id in listed)
 
     def _make(self, model: str) -> Dispatcher:
         pool = Pool(model, self._config.health, self._clock, self._on_state_change)

@@ -54,6 +54,8 @@ class Pool:
         """Called when a replica may have become usable, or the last hope is gone."""
         self.start_s = FIRST_START_S
         """How long a replica takes from its start to its first passed probe, learned."""
+        self.suspected: Callable[[Replica], None] = lambda replica: None
+        """Called when a connection was lost: a look at the replica tells whether it died."""
         self._config = config
         self._clock = clock
         self._on_state_change = on_state_change
@@ -78,6 +80,11 @@ class Pool:
     def served_name(self) -> str:
         """What clients are told: the engine's own model id where nobody named the pool."""
         return (self._info.model_id if self.model == UNNAMED else None) or self.model
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it can be told which names mean this pool: its engines may have to say first."""
+        return self.model != UNNAMED or self._info.model_id is not None
 
     @property
     def can_serve(self) -> bool:
@@ -109,6 +116,9 @@ class Pool:
             replica.phase = member.phase
             replica.room.fix(member.max_requests, member.max_tokens)
             self._replicas[member.id] = replica
+        for replica in before.values():
+            replica.is_gone = self._replicas.get(replica.id) is not replica
+            replica.is_usable = replica.is_usable and not replica.is_gone
         self._refresh()
         self.changed()
         return fresh
@@ -127,8 +137,10 @@ class Pool:
         )
 
     def learn(self, replica: Replica, info: EngineInfo) -> None:
-        """The engine told its limits."""
-        replica.info = self._info = info
+        """The engine told its limits; one that tells none changes nothing for the others."""
+        replica.info = info
+        if info.told or not self._info.told:
+            self._info = info
         replica.room.told(info.capacity)
         self.changed()
 
@@ -151,19 +163,20 @@ class Pool:
             self._on_state_change(replica, before, after, reason)
         self.changed()
 
+    def suspect(self, replica: Replica) -> None:
+        self.suspected(replica)
+
     def _refresh(self) -> None:
         """Who is usable; kept on the replicas, because it is read at every decision.
 
-        The healthy ones. When none is, and all that is known of every replica is that it does not
-        answer its probes, the probes may be what is wrong (engines answer them late under load):
-        then silent ones are used rather than none.
+        The healthy ones. When there is none, those of which all that is known is that they do not
+        answer their probes: under load engines answer late, and the last one standing gets
+        everybody's load.
         """
         active = [replica for replica in self if _may_take(replica)]
         healthy = [r for r in active if r.health.state is State.HEALTHY]
-        is_blind = bool(active) and all(
-            r.health.state is State.UNHEALTHY and r.health.is_silent for r in active
-        )
-        usable = set(active if is_blind else healthy)
+        silent = [r for r in active if r.health.state is State.UNHEALTHY and r.health.is_silent]
+        usable = set(healthy or silent)
         for replica in self:
             replica.is_usable = replica in usable
 

@@ -7,11 +7,17 @@ first calls meet the right limits.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 
 from router.config import HealthConfig
 from router.dialects import EngineInfo
-from router.errors import ConnectFailed, RouterError, UpstreamTimeout
+from router.errors import (
+    ConnectFailed,
+    ConnectTimeout,
+    RouterError,
+    UpstreamBroken,
+    UpstreamTimeout,
+)
 from router.health import Event, State
 from router.pool import Pool
 from router.replica import Replica
@@ -56,13 +62,15 @@ class Prober:
     async def _watch(self, pool: Pool, replica: Replica, wake: asyncio.Event) -> None:
         down_s, due_s = FIRST_DOWN_S, self._clock()
         while True:
+            wake.clear()
             if replica.port and self._clock() >= due_s:
-                await self._probe_safely(pool, replica)
+                await self._safely(self._probe(pool, replica), replica)
                 is_up = replica.health.state is State.HEALTHY
                 down_s = FIRST_DOWN_S if is_up else min(MAX_DOWN_S, down_s * DOWN_GROWTH)
                 due_s = self._clock() + (self._config.interval_s if is_up else down_s)
-            await self._scrape(pool, replica)
-            wake.clear()
+                if replica.health.state is State.EJECTED:
+                    due_s = replica.health.ejected_until_s
+            await self._safely(self._scrape(pool, replica), replica)
             if await self._pause(replica, wake, due_s):
                 down_s, due_s = FIRST_DOWN_S, self._clock() + FIRST_DOWN_S
 
@@ -71,8 +79,6 @@ class Prober:
         delay_s = max(due_s - self._clock(), 0.01)
         if not replica.port:
             delay_s = UNKNOWN_URL_S
-        elif replica.health.state is State.EJECTED:
-            delay_s = max(replica.health.ejected_until_s - self._clock(), 0.01)
         elif _is_learning(replica):
             is_doubling = replica.room.is_doubling
             delay_s = min(delay_s, GAUGE_FIRST_S if is_doubling else GAUGE_EVERY_S)
@@ -83,34 +89,45 @@ class Prober:
             return False
         return True
 
-    async def _probe_safely(self, pool: Pool, replica: Replica) -> None:
+    async def _safely(self, probing: Coroutine[None, None, None], replica: Replica) -> None:
         """The top of a loop that must not end: a bug in one probe is logged, the next one runs."""
         try:
-            await self._probe(pool, replica)
+            await probing
         except Exception:
             log.exception("probe of %s: a bug in the router", replica.id)
 
+    # While a replica is ejected only a refusal counts: then it did not misbehave, it died, and its
+    # successor on the same port need not sit out the ejection.
     async def _probe(self, pool: Pool, replica: Replica) -> None:
         if replica.health.state is State.EJECTED:
             pool.on_event(replica, Event.TIME_UP, "ejection over")
-            if replica.health.state is State.EJECTED:
-                return
+        is_ejected = replica.health.state is State.EJECTED
         started_s = self._clock()
         try:
             status, _ = await self._get(replica, replica.dialect.health_path)
             if status == 200 and replica.info is None:
                 await self._learn(pool, replica)
+        except ConnectTimeout as error:
+            if not is_ejected:
+                pool.on_event(replica, Event.PROBE_LATE, error.message)
         except ConnectFailed as error:
             pool.on_event(replica, Event.REFUSED, error.message)
         except RouterError as error:
-            pool.on_event(replica, _verdict(replica, error, started_s), error.message)
+            if not is_ejected:
+                pool.on_event(replica, _verdict(replica, error, started_s), error.message)
         else:
             event = Event.PROBE_OK if status == 200 else Event.PROBE_FAIL
-            pool.on_event(replica, event, f"health check answered {status}")
+            if not is_ejected:
+                pool.on_event(replica, event, f"health check answered {status}")
 
     async def _learn(self, pool: Pool, replica: Replica) -> None:
-        """Its limits; an engine that tells none is taken with the defaults."""
+        """Its limits; an engine that has no such page is taken with the defaults.
+
+        Raises UpstreamBroken when it has one and cannot show it now.
+        """
         status, body = await self._get(replica, replica.dialect.info_path)
+        if status != 200 and status != 404:
+            raise UpstreamBroken(f"{replica.dialect.info_path} answered {status}")
         try:
             info = replica.dialect.info(body) if status == 200 else EngineInfo()
         except ValueError:

@@ -46,6 +46,8 @@ class Replica:
     joined_s: float = 0.0
     has_started: bool = False
     """It passed a probe in this generation."""
+    is_gone: bool = False
+    """No longer in the list, or replaced by a later generation of itself."""
     progress_s: float = 0.0
     """When it last sent anything of a reply: as good as a passed probe."""
     alone: bool = False

@@ -35,6 +35,8 @@ class Attempts:
     deaths: int = 0
     alone: bool = False
     excluded: frozenset[str] = frozenset()
+    was_shed: bool = False
+    """The last replica asked was full: it is paused, not excluded, and the call waits its turn."""
     has_blamed: bool = False
     """One call blames at most one replica."""
 
@@ -69,8 +71,9 @@ def next_step(
     """Decides; counts what it decided on `attempts` and `budget`."""
     if is_committed or error.retry is Retry.NEVER:
         return Step.GIVE_UP
-    if error.retry is Retry.ELSEWHERE:
-        return Step.AGAIN
+    attempts.was_shed = error.retry is Retry.ELSEWHERE
+    if attempts.was_shed:
+        return Step.AGAIN_FIRST
     if error.retry is Retry.SAFE:
         was_in_flight = not isinstance(error, ConnectFailed) or error.was_sent
         return _after_death(attempts, config, was_in_flight=was_in_flight)

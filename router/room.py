@@ -17,6 +17,8 @@ from router.call import Cost
 FIRST_LIMIT = 8.0
 DEFAULT_PERMITS = 128
 GROWTH_PER_LOOK = 2.0
+FLAT_LOOKS = 5
+"""So many looks at an empty gauge in a row, at the limit, and it doubles again."""
 BACK_OFF = 0.85
 SHED_BACK_OFF = 0.8
 FLAT_FACTOR = 2.0
@@ -71,6 +73,8 @@ class Room:
         self._baseline_s: float | None = None
         self._lowered_s = float("-inf")
         self._sheds = 0
+        self._queued = 0
+        self._flat_looks = 0
         self._settle()
 
     def told(self, capacity: Capacity) -> None:
@@ -126,12 +130,18 @@ class Room:
     def looked(self, queued: int, load: Load, now_s: float) -> None:
         """The engine's own gauge says that so many calls wait inside it.
 
-        One or two may be on their way into the next step. Long streams answer once and then run
+        One or two may be on their way into the next step, and a burst waits for one prefill: only
+        what waits at two looks in a row counts. Long streams answer once and then run
         for minutes, so an empty gauge raises the limit by itself.
         """
-        if queued > 1 + load.requests // 16:
-            self._lower(load.requests - queued + 1.0, 0.0, now_s)
-        elif load.requests >= self.requests - 1:
+        lasting, self._queued = min(queued, self._queued), queued
+        allowance = 1 + load.requests // 16
+        if lasting > allowance:
+            self._lower(load.requests - lasting + 1.0, 0.0, now_s)
+            self._flat_looks = 0
+        elif queued <= allowance and load.requests >= self.requests - 1:
+            self._flat_looks += 1
+            self.is_doubling = self.is_doubling or self._flat_looks >= FLAT_LOOKS
             self._limit = self._limit * GROWTH_PER_LOOK if self.is_doubling else self._limit + 1.0
         self._growth_bound = self._limit * GROWTH_PER_LOOK
         self._settle()

@@ -4,6 +4,7 @@
 takes any of TGI's and OpenAI's bodies, told apart by their fields.
 """
 
+import re
 from typing import Any
 
 import orjson
@@ -14,6 +15,8 @@ from router.call import Ask, NewTokens
 from router.errors import InvalidRequest, RouterError
 
 AFFINITY_CHARS = 256
+IMAGE = re.compile(r"!\[[^\]]*\]\((?:data:|https?:)[^)]*\)")
+"""How TGI's multimodal models take an image inside a prompt."""
 
 
 class TgiApi:
@@ -39,11 +42,13 @@ def generate_ask(values: dict[str, Any], *, stream: bool) -> Ask:
         raise InvalidRequest("Input validation error: `inputs` cannot be empty")
     parameters = read.mapping(values, "parameters") or {}
     sequences = max(1, read.whole(parameters, "best_of", high=1024) or 1)
+    images = IMAGE.findall(inputs) if "](" in inputs else []
     return Ask(
         model=read.optional_text(values, "model"),
         stream=stream,
         sequences=sequences,
-        input_chars=sequences * len(inputs),
+        input_chars=sequences * (len(inputs) - sum(map(len, images))),
+        images=sequences * len(images),
         new_tokens=new_tokens(parameters, "max_new_tokens"),
         truncate_tokens=read.whole(parameters, "truncate", high=2**63),
         affinity=inputs[:AFFINITY_CHARS],
@@ -75,7 +80,8 @@ def _vertex(values: dict[str, Any]) -> Ask:
     asks = [generate_ask(item, stream=False) for item in instances]
     longest = max((ask.new_tokens for ask in asks if isinstance(ask.new_tokens, int)), default=None)
     return Ask(
-        sequences=sum(ask.sequences for ask in asks),
+        instances=len(asks),
+        sequences=max(ask.sequences for ask in asks),
         input_chars=sum(ask.input_chars for ask in asks),
         new_tokens=asks[0].new_tokens if longest is None else longest,
         affinity=asks[0].affinity,

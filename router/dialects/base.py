@@ -20,6 +20,8 @@ class EngineInfo:
     model_id: str | None = None
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
+    max_sequences: int = 1024
+    """Generations one call may start; more are refused by the engine at once."""
     told: Mapping[str, Any] = field(default_factory=dict)
     """Everything as it was sent, for /info."""
 
@@ -54,7 +56,9 @@ class Dialect(Protocol):
         """What the engine will reserve for this call."""
         ...
 
-    def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> RouterError | None:
+    def refusal(
+        self, status: int, headers: Mapping[str, str], body: bytes, path: str = ""
+    ) -> RouterError | None:
         """What a whole reply that is no answer means; None: pass it on."""
         ...
 

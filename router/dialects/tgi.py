@@ -29,6 +29,8 @@ SLICED = (3, 1, 1)
 """From this version a long answer is reserved and run in slices of SLICE_TOKENS; from 3.0.0 one
 whose length the call does not say."""
 SLICE_TOKENS = 1024
+DEFAULT_SEQUENCES = 4
+"""TGI's own default for prompts per call; best_of may be 2."""
 DEFAULT_NEW_TOKENS = 100
 """max_new_tokens when absent, below 3.0."""
 IMAGE_TOKENS = 1500
@@ -37,8 +39,6 @@ QUEUE_SIZE = re.compile(rb"^tgi_queue_size (\S+)", re.MULTILINE)
 FAULTS = {"generation", "incomplete_generation", "incomplete_generation_stream"}
 FAULT_TEXTS = ("Request failed during generation", "Incomplete generation")
 OVERLOAD_TEXT = "Model is overloaded"
-PASSED_ON = range(400, 424)
-"""The client's own fault, or a matter between it and the engine."""
 
 
 class TgiDialect:
@@ -59,6 +59,10 @@ class TgiDialect:
                 tokens=_count(told, "max_batch_total_tokens"),
                 batch=_count(told, "max_batch_size"),
             ),
+            max_sequences=max(
+                _count(told, "max_best_of") or DEFAULT_SEQUENCES,
+                _count(told, "max_client_batch_size") or DEFAULT_SEQUENCES,
+            ),
             model_id=model_id if isinstance(model_id, str) else None,
             max_input_tokens=_count(told, "max_input_tokens") or _count(told, "max_input_length"),
             max_total_tokens=_count(told, "max_total_tokens"),
@@ -66,18 +70,23 @@ class TgiDialect:
         )
 
     def engine_queue(self, metrics: bytes) -> int | None:
+        """A gauge that is missing was never touched yet: nothing waits."""
         found = QUEUE_SIZE.search(metrics)
         try:
-            return int(float(found[1])) if found else None
+            return int(float(found[1])) if found else 0
         except (ValueError, OverflowError):
             return None
 
     def cost(self, ask: Ask, info: EngineInfo, estimates: Estimates) -> Cost:
+        asked = ask.sequences * ask.instances
         input_tokens = estimates.input_tokens(ask.input_chars) + IMAGE_TOKENS * ask.images
-        each = max(1, input_tokens // ask.sequences)
-        if ask.truncate_tokens and ask.truncate_tokens < each:
-            each = ask.truncate_tokens
-            input_tokens = each * ask.sequences
+        each = max(1, input_tokens // asked)
+        # What is longer, or more, is cut by the engine or refused by it at once: it holds no room.
+        longest = min(filter(None, (ask.truncate_tokens, info.max_input_tokens)), default=each)
+        sequences = min(ask.sequences, info.max_sequences) * ask.instances
+        if longest < each or sequences < asked:
+            each = min(each, longest)
+            input_tokens = each * sequences
         new = self._new_tokens(ask, info, each)
         says_length = isinstance(ask.new_tokens, int)
         sliced = info.version >= (SLICED if says_length else (3,))
@@ -86,10 +95,10 @@ class TgiDialect:
             reserved = max(1, min(reserved, info.max_total_tokens - each))
         expected = max(1, round(min(new, 65_536) * estimates.output_share))
         return Cost(
-            requests=ask.sequences,
+            requests=sequences,
             input_tokens=input_tokens,
-            reserve_tokens=ask.sequences * (each + reserved),
-            expected_tokens=ask.sequences * expected,
+            reserve_tokens=sequences * (each + reserved),
+            expected_tokens=sequences * expected,
         )
 
     def _new_tokens(self, ask: Ask, info: EngineInfo, input_tokens: int) -> int:
@@ -100,10 +109,13 @@ class TgiDialect:
         rest = (info.max_total_tokens or 2 * SLICE_TOKENS) - input_tokens
         return max(1, rest)
 
-    def refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> RouterError | None:
+    def refusal(
+        self, status: int, headers: Mapping[str, str], body: bytes, path: str = ""
+    ) -> RouterError | None:
         """
         1. 429 and 503: full; ask elsewhere;
-        2. 424 and every 5xx: it failed, or the call made it fail;
+        2. 424 and every 5xx: it failed, or the call made it fail; but /vertex answers 500 to
+           everything, the client's own mistakes included: there the type decides;
         3. other 4xx: the client's to see, as sent;
         4. a success whose JSON is cut short: broken.
         """
@@ -111,8 +123,12 @@ class TgiDialect:
             return UpstreamShed("every replica answers that it is overloaded")
         if status == 424 or status >= 500:
             message, error_type = _error_of(body)
+            if path == "/vertex" and error_type == "overloaded":
+                return UpstreamShed("every replica answers that it is overloaded")
+            if path == "/vertex" and error_type not in FAULTS:
+                return None
             return UpstreamFault(message, status=status, error_type=error_type)
-        if status in PASSED_ON:
+        if 400 <= status < 500:
             return None
         if status != 200 or not _looks_whole(headers, body):
             return UpstreamBroken(f"the replica answered {status} with a body that is no JSON")
@@ -251,4 +267,5 @@ def _count(values: Mapping[str, Any], key: str) -> int | None:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+    is_whole = text is not None and text.isascii() and text.isdigit() and len(text) <= 15
+    return int(text) if is_whole and text is not None else None

@@ -1,7 +1,7 @@
 """What the edge relies on in aiohttp although aiohttp does not promise it.
 
 The edge writes replies to the transport itself and hands aiohttp an object that has nothing left
-to send. When one of these fails after an upgrade, `router/handlers.py` has to be looked at again.
+to send. When one of these fails after an upgrade, `router/http_client.py` has to be looked at again.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from router.handlers import Sent
+from router.http_client import Sent
 
 
 def test_aiohttp_is_of_the_minor_version_that_was_looked_at():

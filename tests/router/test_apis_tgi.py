@@ -150,6 +150,12 @@ def test_sagemaker_names_what_it_would_take():
     assert all(word in message for word in ("inputs", "messages", "prompt"))
 
 
+def test_an_image_in_a_prompt_is_counted_as_one_not_by_its_length():
+    picture = "![](data:image/png;base64," + "A" * 1_000_000 + ")"
+    found = ask("/generate", {"inputs": f"What is {picture}?"})
+    assert (found.images, found.input_chars) == (1, len("What is ?"))
+
+
 def test_vertex_runs_all_its_instances_at_once():
     body = {
         "instances": [
@@ -159,7 +165,8 @@ def test_vertex_runs_all_its_instances_at_once():
         "parameters": {"ignored": True},
     }
     found = ask("/vertex", body)
-    assert (found.sequences, found.input_chars, found.new_tokens) == (2, 5, 9)
+    assert (found.instances, found.sequences) == (2, 1)
+    assert (found.input_chars, found.new_tokens) == (5, 9)
     assert found.stream is False
     assert found.affinity == "ab"
 

@@ -396,7 +396,7 @@ async def test_shutting_down_tells_every_waiting_call(world, settle):
     await one.acquire()
     waiting = [one.waiting() for _ in range(3)]
     await settle()
-    one.dispatcher.fail_waiting(ShuttingDown("bye"))
+    one.dispatcher.fail_waiting(lambda: ShuttingDown("bye"))
     results = await asyncio.gather(*waiting, return_exceptions=True)
     assert [type(result) for result in results] == [ShuttingDown] * 3
     one.check()
@@ -408,7 +408,7 @@ async def test_a_waiter_that_leaves_in_the_tick_of_its_refusal_is_quiet(world, s
     await one.acquire()
     waiting = one.waiting()
     await settle()
-    one.dispatcher.fail_waiting(ShuttingDown("bye"))
+    one.dispatcher.fail_waiting(lambda: ShuttingDown("bye"))
     waiting.cancel()
     with pytest.raises((asyncio.CancelledError, RouterError)):
         await waiting

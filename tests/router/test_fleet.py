@@ -101,12 +101,14 @@ def test_known_replicas_keep_their_load_and_health(make):
 def test_who_joined_and_who_left_is_told_once(make):
     fleet, joined, left = make(), [], []
     fleet.joined = lambda pool, replica: joined.append((replica.id, replica.generation))
-    fleet.left = lambda replica: left.append((replica.id, replica.generation))
+    fleet.left = lambda replica, is_replaced: left.append(
+        (replica.id, replica.generation, is_replaced)
+    )
     fleet.accept(pushed(entry("a"), entry("b")))
     fleet.accept(pushed(entry("a"), entry("b"), epoch=2))
     fleet.accept(pushed(entry("a", generation=2), epoch=3))
     assert joined == [("a", 1), ("b", 1), ("a", 2)]
-    assert sorted(left) == [("a", 1), ("b", 1)]
+    assert sorted(left) == [("a", 1, True), ("b", 1, False)]
 
 
 def test_a_replica_that_moves_to_another_model_leaves_its_pool(make):

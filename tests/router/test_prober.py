@@ -184,13 +184,44 @@ async def test_progress_does_not_excuse_a_refused_connection(probing):
     assert replica.health.state is State.UNHEALTHY
 
 
-@pytest.mark.parametrize("info", [(404, b""), (200, b"<html>"), (200, b"{}"), (500, b"{}")])
+@pytest.mark.parametrize("info", [(404, b""), (200, b"<html>"), (200, b"{}")])
 async def test_an_engine_that_tells_no_limits_is_taken_with_the_defaults(probing, info):
     probing.replicas.info = info
     replica = probing.watch()
     await asyncio.sleep(1.0)
     assert replica.is_usable
     assert replica.room.requests >= 1
+
+
+async def test_an_engine_that_cannot_tell_its_limits_now_is_asked_again(probing):
+    """One odd answer must not stand for the whole generation."""
+    probing.replicas.info = (500, b"{}")
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    assert not replica.is_usable
+    assert replica.info is None
+    probing.replicas.info = (200, b'{"max_total_tokens": 64, "max_concurrent_requests": 3}')
+    await asyncio.sleep(5.0)
+    assert replica.is_usable
+    assert replica.room.capacity.requests == 3
+
+
+async def test_an_ejected_replica_that_died_does_not_sit_out_its_time(probing):
+    """Lost streams eject it; the refusal says that it is another matter, and a new one is used."""
+    fails = probing.pool._config.eject_after
+    replica = probing.watch()
+    probing.sync(probing.member("a", requests=None), probing.member("b"))
+    probing.up("b")
+    await asyncio.sleep(1.0)
+    for _ in range(fails):
+        probing.pool.on_event(replica, Event.CALL_FAIL, "test")
+    probing.replicas.health = ConnectFailed("refused")
+    probing.prober.hurry(replica)
+    await asyncio.sleep(0.5)
+    assert replica.health.state is State.UNHEALTHY
+    probing.replicas.health = 200
+    await asyncio.sleep(2.0)
+    assert replica.is_usable
 
 
 async def test_an_ejected_replica_is_left_alone_until_its_time_is_up(probing):
@@ -205,7 +236,7 @@ async def test_an_ejected_replica_is_left_alone_until_its_time_is_up(probing):
     probing.prober.hurry(replica)
     count, until_s = len(probing.replicas.times()), replica.health.ejected_until_s
     await asyncio.sleep(until_s - probing.clock() - 0.05)
-    assert len(probing.replicas.times()) == count
+    assert len(probing.replicas.times()) == count + 1  # whether it died: it did not
     assert replica.health.state is State.EJECTED
     await asyncio.sleep(1.0)
     assert replica.is_usable

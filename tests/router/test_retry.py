@@ -73,7 +73,8 @@ def test_what_is_not_the_replicas_fault_is_final(error):
 def test_a_full_replica_costs_nothing_however_often():
     attempts, budget = Attempts(count=1), RetryBudget(0.2)
     for _ in range(100):
-        assert step(UpstreamShed("x"), attempts, budget) is Step.AGAIN
+        assert step(UpstreamShed("x"), attempts, budget) is Step.AGAIN_FIRST
+        assert attempts.was_shed
     assert budget.tokens == budget.burst
 
 

@@ -140,6 +140,8 @@ def test_calls_waiting_in_the_engine_lower_it_to_what_runs():
     now_s = grow(room, 3)
     held = room.requests
     room.looked(20, full(room), now_s)
+    assert room.requests >= held  # a burst waits for one prefill: that alone is no sign
+    room.looked(20, full(room), now_s)
     assert held - 21 <= room.requests <= held - 19
 
 
@@ -164,14 +166,27 @@ def test_a_wait_that_rises_lowers_it_by_a_factor_once_per_service_time():
 def test_after_the_first_sign_it_grows_by_one_a_round():
     room = Room()
     now_s = grow(room, 3)
-    room.looked(20, full(room), now_s)
+    for _ in range(2):
+        room.looked(20, full(room), now_s)
     limits = [room.requests]
-    for _ in range(5):
+    for _ in range(4):
         now_s = grow(room, 1, now_s + 1.0)
         limits.append(room.requests)
     steps = [b - a for a, b in pairwise(limits)]
     assert all(0 <= step <= 3 for step in steps), limits
     assert limits[-1] > limits[0]
+
+
+def test_after_a_while_without_any_sign_it_doubles_again():
+    """One burst long ago must not keep a large engine small for minutes."""
+    room = Room()
+    now_s = grow(room, 3)
+    for _ in range(2):
+        room.looked(room.requests - 4, full(room), now_s)
+    low = room.requests
+    for second in range(10):
+        room.looked(0, full(room), now_s + second)
+    assert room.requests >= 4 * low
 
 
 def test_it_never_falls_under_one():

@@ -1,0 +1,240 @@
+"""One request to a replica and its reply, from the first byte to the last.
+
+    open -> head -> (unary) whole body   -> judged, sent on in one piece
+                 -> (stream) first event -> judged, then forwarded event by event
+
+The proxy awaits it, a connection feeds it. What goes wrong becomes a RouterError here, and a reply
+that was not read to its end closes its connection: that is also how an engine learns that nobody
+waits any more.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from router import sse
+from router.errors import CallTimeout, RouterError, UpstreamTimeout
+from router.replica import Replica
+
+MAX_HELD_BYTES = 8 * 1024**2
+"""A whole reply larger than this is passed on while it arrives."""
+
+Limit = tuple[float, RouterError]
+"""A monotonic time, and the error that its passing is."""
+
+
+class Sink(Protocol):
+    """Where a stream's whole events go once the client may see them."""
+
+    def forward(self, events: bytes) -> bool:
+        """Takes them; false asks to pause reading until `Exchange.resume`."""
+        ...
+
+
+@dataclass(slots=True)
+class Head:
+    """Status and header fields of a reply; field names in lower case."""
+
+    status: int = 0
+    fields: list[tuple[str, str]] = field(default_factory=list)
+    is_reusable: bool = True
+
+    def get(self, name: str) -> str:
+        return next((value for key, value in self.fields if key == name), "")
+
+
+class Carrier(Protocol):
+    """What an exchange asks of the connection it runs on."""
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def ended(self, exchange: "Exchange") -> None: ...
+
+
+class Exchange:
+    """One request and its reply."""
+
+    __slots__ = (
+        "_connection",
+        "_deadline",
+        "_held",
+        "_held_bytes",
+        "_loop",
+        "_max_held_bytes",
+        "_running",
+        "_silence_s",
+        "_sink",
+        "_splitter",
+        "_wake",
+        "error",
+        "has_bytes",
+        "head",
+        "is_done",
+        "is_paused",
+        "last_data_s",
+        "replica",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        connection: Carrier,
+        replica: Replica,
+        running: "set[Exchange]",
+        max_held_bytes: int = MAX_HELD_BYTES,
+    ) -> None:
+        self._loop = loop
+        self._running = running
+        running.add(self)
+        self._connection = connection
+        self._max_held_bytes = max_held_bytes
+        self.replica = replica
+        self._wake: asyncio.Future[None] | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._splitter: sse.Splitter | None = None
+        self._sink: Sink | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._silence_s = 0.0
+        self.head: Head | None = None
+        self.error: RouterError | None = None
+        self.has_bytes = False
+        self.is_done = False
+        self.is_paused = False
+        self.last_data_s = self._loop.time()
+
+    # ---- the proxy's side ----
+
+    @property
+    def is_stream(self) -> bool:
+        return self._splitter is not None
+
+    async def opened(self, limit: Limit | None) -> None:
+        """Until the reply can be judged: the whole body, or a stream's first event.
+
+        Raises how it failed, or the limit's error when that time passes first.
+        """
+        if limit is not None:
+            at_s, error = limit
+            self._deadline = self._loop.call_at(at_s, self.on_failure, error)
+        try:
+            while not self.error and not self._is_judgeable():
+                await self._woken()
+        finally:
+            if self._deadline is not None:
+                self._deadline.cancel()
+        if self.error:
+            raise self.error
+
+    def first_event(self) -> bytes:
+        """The first whole event held, or empty when the stream ended without one."""
+        return next(iter(sse.events(b"".join(self._held))), b"")
+
+    def body(self) -> bytes:
+        return b"".join(self._held)
+
+    async def forwarded(self, sink: Sink, silence_s: float, deadline_s: float) -> None:
+        """Hands everything to the sink until the reply ends; raises how it failed.
+
+        Returns early with `is_paused` when the sink wants no more for now.
+        """
+        self._silence_s = silence_s
+        if self._sink is None:
+            self._sink = sink
+            self._watch(deadline_s)
+            held, self._held = b"".join(self._held), []
+            if held:
+                self._pass_on(held)
+        while not self.is_done and not self.error and not self.is_paused:
+            await self._woken()
+        if self.error:
+            raise self.error
+
+    def resume(self) -> None:
+        """The sink takes more again; silence is counted from now."""
+        self.is_paused = False
+        self.last_data_s = self._loop.time()
+        if not self.is_done and not self.error:
+            self._connection.resume_reading()
+
+    def close(self) -> None:
+        """Ends it whatever its state; an unfinished one closes its connection."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._running.discard(self)
+        self._connection.ended(self)
+
+    @property
+    def tail(self) -> bytes:
+        """Bytes of an event that never became whole."""
+        return self._splitter.tail if self._splitter else b""
+
+    # ---- the connection's side ----
+
+    def on_head(self, head: Head) -> None:
+        self.head = head
+        if head.status == 200 and head.get("content-type").startswith("text/event-stream"):
+            self._splitter = sse.Splitter()
+
+    def on_read(self, body: bytes) -> None:
+        """After each read from the replica, with what it brought of the body."""
+        self.has_bytes = True
+        if self._splitter is None or b"data:" in body:  # comments flow from a stalled engine too
+            self.last_data_s = self.replica.progress_s = self._loop.time()
+        if body and self._splitter is not None:
+            body = self._splitter.push(body)
+        if body and self._sink is not None:
+            self._pass_on(body)
+        elif body:
+            self._held.append(body)
+            self._held_bytes += len(body)
+        if self._sink is None or self.is_done:
+            self._notify()
+
+    def on_failure(self, error: RouterError) -> None:
+        if not self.is_done and self.error is None:
+            self.error = error
+            self._notify()
+
+    def _pass_on(self, data: bytes) -> None:
+        assert self._sink is not None
+        if not self._sink.forward(data) and not self.is_paused:
+            self.is_paused = True
+            self._connection.pause_reading()
+            self._notify()
+
+    def _is_judgeable(self) -> bool:
+        if self.is_done:
+            return True
+        if self.is_stream:
+            return any(sse.has_event(block) for block in self._held)
+        return self._held_bytes > self._max_held_bytes
+
+    async def _woken(self) -> None:
+        self._wake = self._loop.create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+
+    def _notify(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def _watch(self, deadline_s: float) -> None:
+        """One timer per stream, moved on lazily: it costs nothing per event."""
+        now_s = self._loop.time()
+        silent_until_s = self.last_data_s + self._silence_s
+        if self.is_done or self.error:
+            return
+        if now_s >= deadline_s:
+            self.on_failure(CallTimeout("the call's deadline passed inside its answer"))
+        elif now_s >= silent_until_s and not self.is_paused:
+            silence = f"no event for {self._silence_s:g} s"
+            self.on_failure(UpstreamTimeout(f"the replica went silent: {silence}"))
+        else:
+            next_s = deadline_s if self.is_paused else min(silent_until_s, deadline_s)
+            next_s = max(next_s, now_s + 0.05)
+            if self.is_paused:
+                next_s = min(next_s, now_s + self._silence_s)
+            self._deadline = self._loop.call_at(next_s, self._watch, deadline_s)

@@ -1,0 +1,60 @@
+"""What one call has come to. Its log line and its metrics are made of this, once per call."""
+
+from dataclasses import dataclass, field
+
+from router.errors import RouterError
+from router.event_log import EventLog
+from router.lease import Report
+from router.metrics import Metrics
+
+
+@dataclass(slots=True)
+class Record:
+    """Written by whoever serves the call, from its arrival to its end. Times are in seconds."""
+
+    id: str
+    route: str
+    arrived_s: float
+    model: str = ""
+    is_stream: bool = False
+    status: int = 200
+    replica: str = ""
+    attempts: int = 0
+    queue_s: float = 0.0
+    first_event_s: float | None = None
+    events: int = 0
+    is_committed: bool = False
+    """The client has received part of an answer."""
+    report: Report = field(default_factory=Report)
+    error: RouterError | None = None
+    phase: str = "body"
+    """Where a client that leaves was: body, queue, prefill or relay."""
+
+    def finish(self, now_s: float, metrics: Metrics, log: EventLog) -> None:
+        """Counts the call and writes its line."""
+        seconds, report = now_s - self.arrived_s, self.report
+        metrics.call_done(self.route, self.status, seconds)
+        if self.is_stream and self.first_event_s is not None:
+            metrics.first_token(self.model, self.first_event_s)
+        if report.between_tokens_s is not None:
+            metrics.between_tokens(self.model, report.between_tokens_s)
+        log.call(
+            id=self.id,
+            route=self.route,
+            model=self.model or None,
+            stream=self.is_stream,
+            status=self.status,
+            replica=self.replica or None,
+            attempts=self.attempts,
+            queue_ms=round(self.queue_s * 1000, 1),
+            first_event_ms=_ms(self.first_event_s),
+            total_ms=round(seconds * 1000, 1),
+            prompt_tokens=report.prompt_tokens,
+            generated_tokens=report.generated_tokens,
+            error=self.error.message if self.error else None,
+            error_type=self.error.error_type if self.error else None,
+        )
+
+
+def _ms(seconds: float | None) -> float | None:
+    return round(seconds * 1000, 1) if seconds is not None else None

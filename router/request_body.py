@@ -1,0 +1,83 @@
+"""Reads a request's body: bounded in bytes and in time, per request and over all of them."""
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from router.config import RouterConfig
+from router.errors import (
+    BodyTimeout,
+    BodyTooLarge,
+    InvalidRequest,
+    QueueFull,
+    UnsupportedMediaType,
+)
+from router.http_client import HttpClient
+from router.parse_worker import LARGE_BODY_BYTES
+
+
+class BodyReader:
+    """One per router: large bodies that are being received share the queue's bound in bytes."""
+
+    def __init__(self, config: RouterConfig) -> None:
+        self._limit = config.max_body_bytes
+        self._timeout_s = config.timeouts.body_s
+        self._budget = config.queue.max_bytes
+        self.held_bytes = 0
+
+    async def read(self, request: web.BaseRequest, client: HttpClient) -> bytes:
+        """The whole body; usually it came with the head and nothing is waited for.
+
+        Raises BodyTooLarge, BodyTimeout, UnsupportedMediaType, InvalidRequest or QueueFull.
+        """
+        self._check_head(request)
+        if request.headers.get("expect", "").lower() == "100-continue":
+            client.invite()
+        content = request.content
+        try:
+            body = content.read_nowait()
+            if not content.at_eof():
+                body = await self._rest(content, body)
+        except (web.RequestPayloadError, web.HTTPException) as exc:
+            client.close_after()
+            content.feed_eof()  # nothing in it is worth waiting for
+            reason = (str(exc).strip() or "malformed").splitlines()[0][:200]
+            raise InvalidRequest(f"the body cannot be read: {reason}") from None
+        if len(body) > self._limit:
+            raise BodyTooLarge(f"the body has over {self._limit} bytes, more are not taken")
+        return body
+
+    def _check_head(self, request: web.BaseRequest) -> None:
+        told = request.content_length
+        if told is not None and told > self._limit:
+            raise BodyTooLarge(f"the body has {told} bytes, at most {self._limit} are taken")
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json" and not media_type.endswith("+json"):
+            found = media_type[:80] or "no content type"
+            raise UnsupportedMediaType(f"found {found}, expected content-type: application/json")
+
+    async def _rest(self, content: Any, first: bytes) -> bytes:
+        pieces, size, held = [first], len(first), 0
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while size <= self._limit and not content.at_eof():
+                    piece = await content.readany()
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > LARGE_BODY_BYTES:
+                        self.held_bytes += size - held
+                        held = size
+                        self._check_budget()
+        except TimeoutError:
+            raise BodyTimeout(f"the body was not sent within {self._timeout_s:g} s") from None
+        finally:
+            self.held_bytes -= held
+        return b"".join(pieces)
+
+    def _check_budget(self) -> None:
+        if self.held_bytes > self._budget:
+            raise QueueFull(
+                f"bodies that are being received hold over {self._budget} bytes already",
+                retry_after_s=1,
+            )
