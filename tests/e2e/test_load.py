@@ -122,9 +122,10 @@ async def check_2000_calls(loads, endpoint, status):
     slow_share = shares[3] / statistics.mean(shares[:3])
     idle_s = after("fleet_idle_while_waiting_seconds_total")
     waited_s = statistics.mean(a.queue_s for a in load.answers)
+    limits = [at_last_call("fleet_replica_request_limit", replica=id) for id in ids]
     print(
         f"\n{run_s:.1f} s, shares {shares} -> {slow_share:.2f}, of the whole run {served}, "
-        f"idle {idle_s:.3f} s, mean wait {waited_s:.2f} s"
+        f"idle {idle_s:.3f} s, mean wait {waited_s:.2f} s, limits {limits}"
     )
     assert len(ids) == 4
     assert waited_s > 0.02  # or the idle seconds would mean nothing
