@@ -1,7 +1,7 @@
 """What the edge relies on in aiohttp although aiohttp does not promise it.
 
 The edge writes replies to the transport itself and hands aiohttp an object that has nothing left
-to send. When one of these fails after an upgrade, `router/http_client.py` has to be looked at again.
+to send. When one of these fails after an upgrade, look at `router/http_client.py` again.
 """
 
 import asyncio
