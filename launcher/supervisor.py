@@ -114,14 +114,20 @@ class Supervisor:
         return keepers
 
     def _restore(self, plan: Plan) -> None:
-        """What the last launcher knew of the replicas that run on."""
+        """What runs on, and what the last launcher knew of it.
+
+        Before anything is told: a first list without their addresses would have the router take
+        them for ended, and cut their streams.
+        """
         before = status.recorded(self._cluster)
         known = {replica.ref: replica for replica in before.replicas} if before else {}
         running = {spec.id: handle for spec, handle in (*plan.adopt, *plan.replace)}
         self._adopted = len(running)
         for keeper in self._keepers:
-            handle = running.get(keeper.spec.id)
-            if handle and (replica := known.get(handle.ref)):
+            if (handle := running.get(keeper.spec.id)) is None:
+                continue
+            keeper.instance.handle, keeper.instance.generation = handle, handle.generation
+            if replica := known.get(handle.ref):
                 keeper.instance.restarts = replica.restarts
                 keeper.instance.started_at = replica.started_at
                 keeper.instance.max_tokens = replica.max_tokens
