@@ -14,6 +14,7 @@ from router.dialects import EngineInfo
 from router.errors import (
     ConnectFailed,
     ConnectTimeout,
+    NoSockets,
     RouterError,
     UpstreamBroken,
     UpstreamTimeout,
@@ -107,6 +108,8 @@ class Prober:
             status, _ = await self._get(replica, replica.dialect.health_path)
             if status == 200 and replica.info is None:
                 await self._learn(pool, replica)
+        except NoSockets:
+            return  # our own want; it says nothing of the replica
         except ConnectTimeout as error:
             if not is_ejected:
                 pool.on_event(replica, Event.PROBE_LATE, error.message)

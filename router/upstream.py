@@ -64,7 +64,8 @@ class Upstream:
         try:
             await self._opened(exchange, connection, request, limit)
         except ReplicaLost:
-            if exchange.has_bytes or self._loop.time() - sent_s > STALE_WITHIN_S:
+            is_late = self._loop.time() - sent_s > STALE_WITHIN_S
+            if exchange.has_bytes or is_late or exchange.replica.is_gone:
                 raise
             return True
         return False
