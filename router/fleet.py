@@ -195,9 +195,11 @@ class Fleet:
 
     def restore(self) -> bool:
         """Starts from the list kept last; a broken file counts as none and is said so."""
-        if self._state_file is None or not self._state_file.exists():
+        if self._state_file is None:
             return False
         try:
+            if not self._state_file.exists():
+                return False
             kept = ReplicaList.model_validate_json(self._state_file.read_bytes())
             self._draining = frozenset(kept.draining)
             self.apply(kept)

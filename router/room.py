@@ -91,9 +91,11 @@ class Room:
         self._combine()
 
     def _combine(self) -> None:
-        told = self._told
+        told, permits = self._told, self._told.requests
+        if told == Capacity():  # it tells nothing: the operator knows better than our default
+            permits = self._fixed_requests or permits
         self.capacity = Capacity(
-            requests=told.requests,
+            requests=permits,
             tokens=self._fixed_tokens or told.tokens,
             batch=self._fixed_requests or told.batch,
         )

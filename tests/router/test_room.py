@@ -250,3 +250,11 @@ def test_each_look_at_an_empty_gauge_allows_another_doubling():
         limits.append(room.requests)
         room.looked(0, Load(1, 0), 0.0)
     assert limits == [16, 32, 64, 128]
+
+
+def test_an_operators_word_may_exceed_our_default_but_not_the_engines_permits():
+    room = Room()
+    room.fix(requests=500, tokens=None)
+    assert room.requests == 500
+    room.told(Capacity(requests=200))
+    assert room.requests == 200
