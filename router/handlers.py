@@ -154,10 +154,11 @@ class Handlers:
     ) -> None:
         """The error in whatever form the client can still be told."""
         record.error, record.status = error, record.status if client.has_started else error.status
-        if client.reply is Reply.WHOLE:  # it was cut, or a bug came after it
-            return
-        if client.is_gone:
+        is_whole = client.reply is Reply.WHOLE  # or it was cut, or a bug came after it
+        if isinstance(error, ClientGone) or (client.is_gone and not is_whole):
             self._gone(record, error)
+            return
+        if is_whole:
             return
         api = _api_of(request.path)
         if client.reply is Reply.OPEN:
