@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from router.config import HealthConfig
-from router.errors import ConnectFailed, ReplicaLost
+from router.errors import ConnectFailed, NoSockets, ReplicaLost
 from router.health import Event, State
 from router.prober import Prober
 from router.replica import Admin
@@ -298,3 +298,45 @@ async def test_a_drained_replica_is_still_probed(probing):
     await asyncio.sleep(20.0)
     assert len(probing.replicas.times()) >= 4
     assert replica.health.state is State.HEALTHY
+
+
+async def test_news_during_a_look_at_the_gauge_is_not_slept_through(probing):
+    """A call finds the replica refusing while the prober waits for /metrics."""
+    probing.replicas.info = (200, json.dumps(NEW_INFO).encode())
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    lease = await probing.acquire()
+    probing.replicas.delay_s = 1.0
+    looks = len(probing.replicas.times("/metrics"))
+    while len(probing.replicas.times("/metrics")) == looks:  # noqa: ASYNC110  # virtual time
+        await asyncio.sleep(0.01)
+    probing.pool.on_event(replica, Event.REFUSED, "call")
+    probing.prober.hurry(replica)
+    probing.replicas.delay_s = 0.0
+    probes = len(probing.replicas.times())
+    await asyncio.sleep(1.3)
+    assert len(probing.replicas.times()) > probes
+    assert replica.is_usable
+    probing.end(lease)
+
+
+async def test_news_during_a_probe_is_not_slept_through(probing):
+    replica = probing.watch()
+    await asyncio.sleep(4.9)
+    probing.replicas.delay_s = 1.0
+    probes = len(probing.replicas.times())
+    while len(probing.replicas.times()) == probes:  # noqa: ASYNC110  # virtual time
+        await asyncio.sleep(0.01)
+    probing.replicas.delay_s = 0.0
+    probing.prober.hurry(replica)
+    await asyncio.sleep(1.3)
+    assert len(probing.replicas.times()) == probes + 2
+
+
+async def test_a_router_without_sockets_learns_nothing_of_its_replicas(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.health = NoSockets("no socket to give")
+    await asyncio.sleep(60.0)
+    assert len(probing.replicas.times()) > 10
+    assert replica.is_usable
