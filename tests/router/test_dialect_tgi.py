@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from router.apis import GENERATION_APIS
 from router.call import Ask
 from router.dialects import DIALECTS, EngineInfo
 from router.errors import (
@@ -200,6 +201,49 @@ def test_truncation_bounds_the_input_of_each_sequence():
     assert (one.input_tokens, one.reserve_tokens) == (200, 210)
     two = cost("3.3.5", input_chars=6000, new_tokens=10, truncate_tokens=200, sequences=2)
     assert (two.input_tokens, two.reserve_tokens) == (400, 420)
+
+
+@pytest.mark.parametrize("version", ["1.4.4", "3.3.5"])
+@pytest.mark.parametrize("chars", [5_000, 250_000, 30_000_000])
+def test_a_prompt_the_engine_will_not_take_holds_no_more_than_the_longest_one(version, chars):
+    """It is refused at once: until then it must not drain a replica of everything else."""
+    found = cost(version, input_chars=chars, new_tokens=10)
+    assert found == cost(version, input_chars=4095, new_tokens=10)
+    assert (found.input_tokens, found.reserve_tokens) == (4095, 4096)
+
+
+def test_more_sequences_than_the_engine_allows_hold_no_more_than_it_allows():
+    found = cost("3.3.5", input_chars=1000 * 100, new_tokens=10, sequences=1000)
+    assert found == cost("3.3.5", input_chars=4 * 100, new_tokens=10, sequences=4)
+    assert found.requests == 4
+
+
+def test_each_vertex_instance_takes_its_own_place():
+    one = cost("3.3.5", input_chars=100, new_tokens=10)
+    many = cost("3.3.5", input_chars=20 * 100, new_tokens=10, instances=20)
+    assert many.requests == 20
+    assert many.reserve_tokens == 20 * one.reserve_tokens
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions"])
+def test_an_image_costs_the_same_however_large_it_is(path):
+    def asked(size):
+        url = "data:image/png;base64," + "A" * size
+        parts = [
+            {"type": "text", "text": "What?"},
+            {"type": "image_url", "image_url": {"url": url}},
+        ]
+        body = {
+            "inputs": f"What? ![]({url})",
+            "messages": [{"role": "user", "content": parts}],
+            "max_tokens": 10,
+            "parameters": {"max_new_tokens": 10},
+        }
+        ask = GENERATION_APIS[path].parse(path, json.dumps(body).encode())
+        return TGI.cost(ask, info("3.3.5", 8192), estimates())
+
+    assert asked(100) == asked(1_000_000)
+    assert 1500 < asked(100).reserve_tokens < 1600
 
 
 @pytest.mark.parametrize("new_tokens", [0, 1, 2**32 - 1, "absent", "rest"])
