@@ -125,3 +125,44 @@ async def test_a_reply_larger_than_what_is_held_is_paused_too(app, wire):
     async with asyncio.timeout(10):
         await request.waits.wait()
     assert request.flooded_bytes < 32 * MEGABYTE
+
+
+async def dropped(rig, until):
+    """Waits until the router has dropped its client; the most it ever held for it."""
+    most_bytes = 0
+
+    def is_dropped():
+        nonlocal most_bytes
+        connections = rig.app._edge.connections
+        held = [c.transport.get_write_buffer_size() for c in connections if c.transport]
+        most_bytes = max([most_bytes, *held])
+        return rig.lines() and not connections
+
+    await until(is_dropped)
+    assert not rig.app.handlers.calls_running
+    return most_bytes
+
+
+async def test_a_client_that_pipelines_and_reads_nothing_is_held_up_and_dropped(app, wire, until):
+    """Whole replies are bounded as streams are: one more than the buffers take, and no further."""
+    rig = await app(timeouts={"between_events_s": 0.3})
+    size = 200_000
+    rig.replicas[0].otherwise = [wire.reply(wire.generated("x" * size))]
+    client = await rig.client(receive_buffer=4096)
+    for _ in range(400):
+        client.post("/generate", GENERATE)
+    assert size / 2 < await dropped(rig, until) < 3 * size
+    assert len(rig.replicas[0].requests) < 100  # what the socket buffers took, not what was asked
+    assert (await rig.post("/generate", GENERATE)).status == 200
+
+
+async def test_a_client_that_pipelines_wrong_calls_and_reads_nothing_is_dropped_too(app, until):
+    """Refusals count as replies. Each names the model, so that few calls fill the buffers."""
+    rig = await app(timeouts={"between_events_s": 0.3}, entries={"models": ("m" * 512,)})
+    client = await rig.client(receive_buffer=4096)
+    sent = 20_000
+    for _ in range(sent):
+        client.post("/generate", {"inputs": "x", "model": "n"})
+    assert await dropped(rig, until) < 3 * 2**16
+    assert {line["status"] for line in rig.lines()} == {404}
+    assert len(rig.lines()) < sent / 2
