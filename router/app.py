@@ -32,6 +32,7 @@ from router.upstream import Upstream
 
 BACKLOG = 4096
 POLL_S = 0.02
+LOADING = frozenset({"pending", "starting", "loading"})
 LAST_WORDS_S = 1.0
 """For error replies to go out once the drain bound has passed."""
 
@@ -164,6 +165,11 @@ class App:
         self.upstream.forget(replica, has_died=is_replaced)
 
     def _on_state_change(self, replica: Replica, before: State, after: State, reason: str) -> None:
+        if after is State.EJECTED:
+            self.metrics.ejected(replica)
+        self.prober.hurry(replica)
+        if replica.phase in LOADING and after is State.UNHEALTHY:
+            return  # it cannot answer yet, and whoever starts it says so
         self.log.event(
             "health",
             replica=replica.id,
@@ -172,9 +178,6 @@ class App:
             after=after.value,
             reason=reason,
         )
-        if after is State.EJECTED:
-            self.metrics.ejected(replica)
-        self.prober.hurry(replica)
 
 
 def _shutting_down() -> RouterError:

@@ -89,7 +89,7 @@ class Unauthorized(RouterError):
 class ClientGone(RouterError):
     """The client left; nobody reads the reply. Log only (499)."""
 
-    status = 499
+    status, error_type = 499, "client_gone"
 
 
 class QueueFull(RouterError):

@@ -6,7 +6,7 @@ would cost more than the line. Prompts, answers and credentials never go in.
 
 import asyncio
 import sys
-import time
+from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import orjson
@@ -36,7 +36,8 @@ class EventLog:
         self._flush()
 
     def _add(self, kind: str, fields: dict[str, Any]) -> None:
-        line = orjson.dumps({"time": round(time.time(), 3), "event": kind, **fields})
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = orjson.dumps({"time": now.replace("+00:00", "Z"), "event": kind, **fields})
         self._lines.append(line)
         self._size += len(line)
         if self._size > FLUSH_BYTES:

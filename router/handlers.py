@@ -198,6 +198,7 @@ class Handlers:
     ) -> web.Response:
         reply = page(request)
         reply.headers.update(self._cors(request))
+        reply.headers["server"] = "gpu-fleet"
         if client.is_closing:
             reply.force_close()
         return reply
@@ -221,14 +222,17 @@ class Handlers:
         if path in GENERATION_APIS or path in TOKENIZER_APIS:
             allowed += ["POST"]
         if not allowed:
-            raise UnknownRoute(f"no route {method} {path[:200]}; GET /docs lists them")
+            meant = path.rstrip("/")
+            known = meant in self._get or meant in GENERATION_APIS or meant in TOKENIZER_APIS
+            hint = f"did you mean {meant}?" if known and meant else "GET /docs lists them"
+            raise UnknownRoute(f"no route {method} {path[:200]}; {hint}")
         is_preflight = "access-control-request-method" in request.headers
         if method == "OPTIONS" and is_preflight:
             preflight = [("access-control-allow-methods", "GET,POST")]
             preflight += [("access-control-allow-headers", "content-type")]
             client.send(200, preflight, b"")
             return
-        error = MethodNotAllowed(f"{method} is not allowed on {path}")
+        error = MethodNotAllowed(f"{method} is not allowed on {path}; use {allowed[0]}")
         body = _api_of(path).error_body(error)
         fields = [("allow", ",".join(allowed)), *error_headers(record, error)]
         client.send(error.status, fields, b"" if method == "HEAD" else body)

@@ -40,6 +40,9 @@ def resolve(options: RouterOptions, *, has_listener: bool) -> Settings:
     config = _overridden(file.router, options)
     configs = [_replica(url) for url in options.replica_urls] or list(file.replicas)
     if not configs and options.state_dir is None:
+        if file.models is not None:
+            hint = f"`launcher up -c {options.config}`, which starts them, or --replica URL"
+            raise _problem(str(options.config), "models to start, but no replicas", hint)
         raise _problem("--replica", "no replica", "at least one URL, or --state-dir for a launcher")
     if options.state_dir is not None:
         _prepare(options.state_dir)

@@ -187,6 +187,8 @@ class Proxy:
         if client.has_started:  # the head went out while it waited: only an error can follow
             raise dialect.refused(head.status, exchange.body())
         record.status = head.status
+        if head.status >= 400 and exchange.is_done:
+            record.told = dialect.refused(head.status, exchange.body())
         report = dialect.report(dict(head.fields))
         if exchange.is_done:
             client.send(head.status, reply_headers(head, record), exchange.body())
@@ -217,7 +219,7 @@ class Proxy:
             raise UpstreamBroken("the replica ended its stream before the answer was whole")
         client.end()
         record.error = ending.error
-        tokens = ending.generated_tokens or relay.events
+        tokens = ending.generated_tokens or max(0, relay.events - ending.other_events)
         spent_s = self._clock() - lease.granted_s - first_token_s
         return Report(
             prompt_tokens=ending.prompt_tokens,

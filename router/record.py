@@ -27,12 +27,15 @@ class Record:
     """The client has received part of an answer."""
     report: Report = field(default_factory=Report)
     error: RouterError | None = None
+    told: RouterError | None = None
+    """What a replica refused, in its own words; passed on as it was sent."""
     phase: str = "body"
     """Where a client that leaves was: body, queue, prefill or relay."""
 
     def finish(self, now_s: float, metrics: Metrics, log: EventLog) -> None:
         """Counts the call and writes its line."""
         seconds, report = now_s - self.arrived_s, self.report
+        error = self.error or self.told
         metrics.call_done(self.route, self.status, seconds)
         if self.is_stream and self.first_event_s is not None:
             metrics.first_token(self.model, self.first_event_s)
@@ -50,9 +53,9 @@ class Record:
             first_event_ms=_ms(self.first_event_s),
             total_ms=round(seconds * 1000, 1),
             prompt_tokens=report.prompt_tokens,
-            generated_tokens=report.generated_tokens,
-            error=self.error.message if self.error else None,
-            error_type=self.error.error_type if self.error else None,
+            generated_tokens=report.generated_tokens or self.events or None,
+            error=error.message if error else None,
+            error_type=error.error_type if error else None,
         )
 
 

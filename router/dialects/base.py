@@ -36,6 +36,8 @@ class Ending:
     """The engine's in-band error, already relayed."""
     prompt_tokens: int | None = None
     generated_tokens: int | None = None
+    other_events: int = 0
+    """Events that carry no token: [DONE], a chunk of usage alone."""
 
 
 class Dialect(Protocol):

@@ -189,11 +189,11 @@ def _is_openai(data: bytes) -> bool:
 
 def _openai_ending(last: list[bytes]) -> Ending:
     """Whole with [DONE] (from 2.2.0), a finish reason, or the usage chunk after it."""
-    is_whole = False
+    is_whole, others = False, 0
     usage: Mapping[str, Any] = {}
     for data in last:
         if data == b"[DONE]":
-            is_whole = True
+            is_whole, others = True, others + 1
             continue
         chunk = _parsed(data)
         if chunk.get("error") is not None:
@@ -201,12 +201,14 @@ def _openai_ending(last: list[bytes]) -> Ending:
         usage = _object(chunk.get("usage")) or usage
         choices = chunk.get("choices")
         choices = choices if isinstance(choices, list) else []
+        others += not choices
         finished = [_object(choice).get("finish_reason") for choice in choices]
         is_whole = is_whole or bool(usage) or any(finished)
     return Ending(
         is_whole=is_whole,
         prompt_tokens=_count(usage, "prompt_tokens"),
         generated_tokens=_count(usage, "completion_tokens"),
+        other_events=others,
     )
 
 
