@@ -1,10 +1,13 @@
 """One cluster as a command sees it: its config, where the config came from, its state folder."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config import ClusterConfig, load_cluster_config
 from launcher.state import StateFolder
+
+DEFAULT_CONFIG = Path("fleet.yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +24,14 @@ class Cluster:
         config = load_cluster_config(path)
         # Resolved, because processes are found again by this path, letter for letter.
         return cls(path, config, StateFolder(config.state_dir.resolve()))
+
+    def command(self, *words: str) -> str:
+        """A launcher command for this cluster that can be pasted where this one was given."""
+        return command_line(self.path, *words)
+
+
+def command_line(path: Path, *words: str) -> str:
+    """`launcher VERB -c PATH ...`; the option is left out where it is the default."""
+    verb, *rest = words
+    config = [] if path == DEFAULT_CONFIG else ["-c", str(path)]
+    return shlex.join(["launcher", verb, *config, *rest])

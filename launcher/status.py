@@ -42,6 +42,12 @@ class ReplicaStatus:
     started_at: float | None = None
     max_tokens: int | None = None
     in_flight: int | None = None  # calls, from the router; None when it does not tell
+    drained: bool = False  # by an operator: it runs, and could take calls
+
+    @property
+    def is_up(self) -> bool:
+        """It serves, or would if no operator had taken it out."""
+        return self.phase is Phase.READY or self.drained
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +72,17 @@ class ClusterStatus:
     launcher_pid: int | None = None
     adopted: int = 0  # replicas that ran before this launcher came
     is_stopping: bool = False
+    notes: tuple[str, ...] = ()  # what the launcher decided when it began, for the operator
 
     @property
     def is_ready(self) -> bool:
-        """Every replica serves, and so does the router."""
-        served = all(replica.phase is Phase.READY for replica in self.replicas)
-        return served and self.router.phase is Phase.READY
+        """Every replica is up, drained ones included, and the router serves."""
+        served = all(replica.is_up for replica in self.replicas)
+        return served and self.router_serves
+
+    @property
+    def router_serves(self) -> bool:
+        return self.router.phase is Phase.READY
 
     @property
     def runs(self) -> bool:
@@ -123,6 +134,7 @@ def recorded(cluster: Cluster) -> ClusterStatus | None:
         )
         router = record.pop("router")
         router["phase"] = Phase(router["phase"])
+        record["notes"] = tuple(record.get("notes", ()))
         return ClusterStatus(**record, replicas=tuple(replicas), router=RouterStatus(**router))
     return None
 
@@ -133,6 +145,8 @@ async def read(cluster: Cluster) -> ClusterStatus:
     launcher = cluster.folder.holder()
     routers = running_routers(cluster.folder)
     replicas = await _checked(status.replicas, supervised=launcher is not None)
+    if launcher is None and (routers or any(replica.pid for replica in replicas)):
+        replicas = tuple(_unwatched(replica, cluster.command("up")) for replica in replicas)
     router = replace(status.router, pid=routers[0].process.pid if routers else None)
     if not routers:
         router = replace(router, phase=Phase.STOPPED)
@@ -149,15 +163,21 @@ async def read(cluster: Cluster) -> ClusterStatus:
 def overlay(
     replicas: Iterable[ReplicaStatus], router_state: dict[str, Any]
 ) -> tuple[ReplicaStatus, ...]:
-    """A ready replica that the router no longer gives calls is draining."""
+    """A ready replica that an operator took out, as the router says, is draining."""
     known = replica_states(router_state)
     return tuple(_overlaid(replica, known.get(replica.id, {})) for replica in replicas)
 
 
 def _overlaid(replica: ReplicaStatus, seen: dict[str, Any]) -> ReplicaStatus:
-    drains = replica.phase is Phase.READY and seen.get("admin", "active") != "active"
-    phase = Phase.DRAINING if drains else replica.phase
-    return replace(replica, phase=phase, in_flight=seen.get("requests"))
+    # The record may be a beat old: what it shows as drained may be back by now.
+    phase = Phase.READY if replica.drained and seen else replica.phase
+    drained = phase is Phase.READY and seen.get("admin", "active") != "active"
+    return replace(
+        replica,
+        phase=Phase.DRAINING if drained else phase,
+        in_flight=seen.get("requests"),
+        drained=drained or (replica.drained and not seen),
+    )
 
 
 def _with_config(status: ClusterStatus | None, cluster: Cluster) -> ClusterStatus:
@@ -190,16 +210,25 @@ async def _check(replica: ReplicaStatus, *, supervised: bool) -> ReplicaStatus:
             return replica
         healthy = await _is_healthy(replica.url)
         phase = Phase.READY if healthy else Phase.LOADING
-        return replace(replica, phase=phase, progress="", reason="no launcher watches it")
+        reason = "no launcher watches it"
+        return replace(replica, phase=phase, progress="", reason=reason, drained=False)
     # 2. It does not, and a launcher is about to see to it.
     if supervised and replica.phase not in _RUNNING:
         return replica
-    gone = replace(replica, pid=None, url=None, ref="", started_at=None, progress="")
+    gone = replace(replica, pid=None, url=None, ref="", started_at=None, progress="", drained=False)
     if supervised:
         return replace(gone, phase=Phase.PENDING, reason="it has just ended")
     # 3. It does not, and nobody will start it.
     ended = replica.phase is not Phase.FAILED
     return replace(gone, phase=Phase.STOPPED, reason="" if ended else replica.reason)
+
+
+def _unwatched(replica: ReplicaStatus, up: str) -> ReplicaStatus:
+    """Others run and this one does not: who reads it must not wait for its return."""
+    if replica.pid is not None:
+        return replica
+    why = f"{replica.reason}; " if replica.reason else ""
+    return replace(replica, reason=f"{why}no launcher restarts it; `{up}` does")
 
 
 async def _with_router_view(status: ClusterStatus, cluster: Cluster) -> ClusterStatus:

@@ -55,6 +55,7 @@ class Supervisor:
         self._router_state: dict[str, Any] = {}
         self._published: ClusterStatus | None = None
         self._adopted = 0
+        self._notes: tuple[str, ...] = ()
         self._epoch = 0
         self._troubled_beats = 0
 
@@ -208,6 +209,7 @@ class Supervisor:
         current = self.snapshot()
         if current == self._published:
             return
+        self._log_drains(self._published, current)
         self._published = current
         self._on_change(current)
         try:
@@ -216,6 +218,15 @@ class Supervisor:
             self._cluster.folder.write_record(status.RECORD, record, is_durable=False)
         except StateError as exc:  # a full disk must not end what serves
             log.error("%s", exc)
+
+    def _log_drains(self, before: ClusterStatus | None, after: ClusterStatus) -> None:
+        """The router owns drains; this log has them, too, as its `ready` would mislead."""
+        were = {replica.id for replica in before.replicas if replica.drained} if before else set()
+        for replica in after.replicas:
+            if replica.drained and replica.id not in were:
+                log.info("%s: drained by an operator, gets no calls", replica.id)
+            elif replica.id in were and replica.phase is Phase.READY:
+                log.info("%s: undrained by an operator, gets calls again", replica.id)
 
     def snapshot(self) -> ClusterStatus:
         view = self._router.view
@@ -236,6 +247,7 @@ class Supervisor:
             os.getpid(),
             self._adopted,
             self.is_stopping,
+            self._notes,
         )
 
     def _logs(self) -> list[Any]:

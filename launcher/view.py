@@ -1,18 +1,29 @@
 """How a cluster is shown to people: the table, the endpoint lines, one line per transition.
 
-Used by `up` (live, or plain lines where there is no terminal) and by `status`. Pure rendering.
+Used by `up` (live, or plain lines where there is no terminal) and by `status`. Pure rendering. On a
+terminal each replica keeps to one line and what is long stands below the table; plain text is as
+wide as it has to be, for grep.
 """
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from launcher.cluster import DEFAULT_CONFIG, command_line
 from launcher.instance import Phase
 from launcher.status import ClusterStatus, ReplicaStatus, uptime_s
 
+Command = Callable[..., str]
+"""Words to a `launcher` command that can be pasted: `Cluster.command`."""
+
+_DEFAULT: Command = partial(command_line, DEFAULT_CONFIG)
+_COLUMNS = ("REPLICA", "PHASE", "PID", "UPTIME", "RESTARTS", "URL", "DETAIL")
+_NUMBERS = frozenset({"PID", "UPTIME", "RESTARTS"})
+_MOST_NAMED = 5
 _STYLES = {
     Phase.PENDING: "yellow",
     Phase.STARTING: "cyan",
@@ -24,31 +35,74 @@ _STYLES = {
 }
 
 
-def render(status: ClusterStatus, *, with_example: bool = False) -> RenderableType:
+def render(
+    status: ClusterStatus, *, with_example: bool = False, command: Command = _DEFAULT
+) -> RenderableType:
     """The whole picture, for a terminal."""
-    lines = [Text(line) for line in heading(status)]
-    parts: list[RenderableType] = [*lines, _table(status)]
-    if with_example and status.is_ready and status.endpoint and not status.is_stopping:
-        parts += [Text(line) for line in example(status.endpoint)]
+    parts: list[RenderableType] = [Text(line) for line in heading(status, command)]
+    parts.append(_table(status, command))
+    parts += [Text(line) for line in _below(status, command)]
+    if with_example:
+        parts += [Text(line) for line in status.notes]
+        if status.is_ready and status.endpoint and not status.is_stopping:
+            parts += [Text(line) for line in example(status.endpoint)]
     return Group(*parts)
 
 
-def heading(status: ClusterStatus) -> Iterator[str]:
+def plain(status: ClusterStatus, *, command: Command = _DEFAULT) -> Iterator[str]:
+    """The same as lines of text, whole however long, with nothing after their last word."""
+    yield from heading(status, command)
+    rows = [_COLUMNS, *(_row(replica, command) for replica in status.replicas)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
+            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
+        )
+        yield " ".join(cells).rstrip()
+    if status.router.reason and status.router.phase is not Phase.READY:
+        yield f"router: {status.router.reason}"
+
+
+def heading(status: ClusterStatus, command: Command = _DEFAULT) -> Iterator[str]:
     """Cluster, endpoint, and who looks after it."""
-    yield f"cluster {status.cluster}   endpoint {status.endpoint or 'none'}"
+    endpoint = status.endpoint or "none"
+    if status.endpoint and status.router.phase is Phase.STOPPED:
+        endpoint += " (nothing answers there)"
+    yield f"cluster {status.cluster}   endpoint {endpoint}"
     launcher = f"pid {status.launcher_pid}" if status.launcher_pid else "not running"
     if status.is_stopping:
         launcher += ", stopping"
-    router = str(status.router.phase)
+    router = _router_word(status)
     if status.router.pid:
         router += f", pid {status.router.pid}"
     if status.router.restarts:
         router += f", restarts {status.router.restarts}"
-    if status.router.reason and status.router.phase is not Phase.READY:
-        router += f": {status.router.reason}"
-    yield f"launcher: {launcher}   router: {router}"
+    yield f"launcher: {launcher}   router: {router}   {summary(status)}"
     if status.launcher_pid is None and any(replica.pid for replica in status.replicas):
-        yield "No launcher restarts what fails; `launcher up` adopts what runs."
+        yield f"No launcher restarts what fails; `{command('up')}` adopts what runs."
+
+
+def summary(status: ClusterStatus) -> str:
+    """How many take calls, of how many there are to be."""
+    ready = sum(replica.phase is Phase.READY for replica in status.replicas)
+    drained = sum(replica.drained for replica in status.replicas)
+    text = f"{ready} of {len(status.replicas)} replicas ready"
+    return text + (f", {drained} drained" if drained else "")
+
+
+def waiting_for(status: ClusterStatus) -> str:
+    """What keeps the cluster from being ready; empty when nothing does."""
+    late = [replica for replica in status.replicas if not replica.is_up]
+    names = []
+    for replica in late[:_MOST_NAMED]:
+        said = replica.progress or replica.reason
+        names.append(f"{replica.id} ({replica.phase}{f': {said}' if said else ''})")
+    if len(late) > _MOST_NAMED:
+        names.append(f"{len(late) - _MOST_NAMED} more")
+    if status.router.phase is not Phase.READY:
+        names.append(f"the router ({_router_word(status)})")
+    return ", ".join(names)
 
 
 def example(endpoint: str) -> list[str]:
@@ -62,57 +116,91 @@ def example(endpoint: str) -> list[str]:
     ]
 
 
-def transitions(before: ClusterStatus | None, after: ClusterStatus) -> Iterator[str]:
+def transitions(
+    before: ClusterStatus | None, after: ClusterStatus, *, command: Command = _DEFAULT
+) -> Iterator[str]:
     """One plain line for each thing that changed, for logs and pipes."""
+    yield from (note for note in after.notes if before is None or note not in before.notes)
     known = {replica.id: replica for replica in before.replicas} if before else {}
     for replica in after.replicas:
         earlier = known.get(replica.id)
         if earlier is None or earlier.phase is not replica.phase:
-            yield _line(replica)
+            yield _line(replica, command)
         elif replica.progress and earlier.progress != replica.progress:
             yield f"{replica.id}: {replica.phase}: {replica.progress}"
     if before and before.router.phase is not after.router.phase:
         reason = f" ({after.router.reason})" if after.router.reason else ""
-        yield f"router: {after.router.phase}{reason}"
+        yield f"router: {_router_word(after)}{reason}"
+    if before and summary(before) != summary(after):
+        yield summary(after)
     if after.is_ready and after.endpoint and not (before and before.is_ready):
         yield from example(after.endpoint)
 
 
-def _line(replica: ReplicaStatus) -> str:
+def _line(replica: ReplicaStatus, command: Command) -> str:
     where = f" at {replica.url}" if replica.phase is Phase.READY else ""
-    reason = f" ({replica.reason})" if replica.reason else ""
-    return f"{replica.id}: {replica.phase}{where}{reason}"
+    said = _drained(replica, command) if replica.drained else replica.reason
+    return f"{replica.id}: {replica.phase}{where}" + (f" ({said})" if said else "")
 
 
-def _table(status: ClusterStatus) -> Table:
+def _table(status: ClusterStatus, command: Command) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("REPLICA", "PHASE", "PID", "UPTIME", "RESTARTS", "URL", "DETAIL"):
-        is_number = name in {"PID", "UPTIME", "RESTARTS"}
-        justify = "right" if is_number else "left"
+    for name in _COLUMNS:
+        justify = "right" if name in _NUMBERS else "left"
         # Only the last column gives way on a narrow terminal; ids and URLs must stay whole.
-        table.add_column(name, justify=justify, no_wrap=name != "DETAIL", overflow="fold")  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name != "DETAIL")  # type: ignore[arg-type]
     for replica in status.replicas:
-        table.add_row(
-            replica.id,
-            Text(replica.phase, style=_STYLES[replica.phase]),
-            str(replica.pid or "-"),
-            _duration(uptime_s(replica)),
-            str(replica.restarts),
-            replica.url or "-",
-            _detail(replica),
-        )
+        name, phase, *cells, detail = _row(replica, command)
+        # Text, not str: a log line may hold what rich would take for markup.
+        last = Text(detail, no_wrap=True, overflow="ellipsis")
+        table.add_row(name, Text(phase, style=_STYLES[replica.phase]), *cells, last)
     return table
 
 
-def _detail(replica: ReplicaStatus) -> Text:
-    # Text, not str: a log line may hold what rich would take for markup.
+def _row(replica: ReplicaStatus, command: Command) -> tuple[str, ...]:
+    return (
+        replica.id,
+        str(replica.phase),
+        str(replica.pid or "-"),
+        _duration(uptime_s(replica)),
+        str(replica.restarts),
+        replica.url or "-",
+        _detail(replica, command),
+    )
+
+
+def _below(status: ClusterStatus, command: Command) -> Iterator[str]:
+    """What a cell of the table has no room for: why a replica is not there, and what to do."""
+    if status.router.reason and status.router.phase is not Phase.READY:
+        yield f"router: {status.router.reason}"
+    for replica in status.replicas:
+        is_away = replica.phase in (Phase.PENDING, Phase.FAILED, Phase.STOPPED)
+        if replica.drained or (is_away and replica.reason and not status.is_stopping):
+            yield f"{replica.id}: {_detail(replica, command)}"
+
+
+def _detail(replica: ReplicaStatus, command: Command) -> str:
+    calls = replica.in_flight
+    if replica.drained:
+        return _drained(replica, command)
     if replica.phase is Phase.READY:
-        calls = replica.in_flight
-        return Text("" if not calls else f"{calls} call{'' if calls == 1 else 's'} in flight")
-    if replica.phase is Phase.DRAINING and replica.in_flight is not None:
-        left = replica.in_flight
-        return Text("no calls left" if not left else f"{left} call{'' if left == 1 else 's'} left")
-    return Text(replica.progress or replica.reason)
+        return f"{_calls(calls)} in flight" if calls else ""
+    if replica.phase is Phase.DRAINING and calls is not None:
+        return f"{_calls(calls)} left"
+    return replica.progress or replica.reason
+
+
+def _drained(replica: ReplicaStatus, command: Command) -> str:
+    left = f", {_calls(replica.in_flight)} left" if replica.in_flight else ""
+    return f"drained by you{left}: `{command('undrain', replica.id)}`"
+
+
+def _calls(count: int) -> str:
+    return f"{count or 'no'} call{'' if count == 1 else 's'}"
+
+
+def _router_word(status: ClusterStatus) -> str:
+    return "serving" if status.router.phase is Phase.READY else str(status.router.phase)
 
 
 def _duration(seconds: float | None) -> str:
@@ -123,10 +211,6 @@ def _duration(seconds: float | None) -> str:
     days, hours = divmod(hours, 24)
     if days:
         return f"{days}d {hours}h"
-    return (
-        f"{hours}h {minutes:02}m"
-        if hours
-        else f"{minutes}m {rest_s:02}s"
-        if minutes
-        else f"{rest_s}s"
-    )
+    if hours:
+        return f"{hours}h {minutes:02}m"
+    return f"{minutes}m {rest_s:02}s" if minutes else f"{rest_s}s"

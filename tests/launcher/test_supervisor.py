@@ -91,3 +91,17 @@ def test_asked_twice_it_hurries(cluster) -> None:
     assert not supervisor._stop_at_once.is_set()
     supervisor.request_stop()
     assert supervisor._stop_at_once.is_set()
+
+
+async def test_drains_are_in_the_launchers_log_once_each(supervisor, admin, caplog) -> None:
+    caplog.set_level("INFO", logger="launcher")
+    supervisor._keepers[1].instance.phase = Phase.READY
+    for state in ("draining", "draining", "active"):
+        admin.admin["replica-1"] = state
+        await supervisor._push()
+        supervisor._publish()
+    said = [record.getMessage() for record in caplog.records if "drained" in record.getMessage()]
+    assert said == [
+        "replica-1: drained by an operator, gets no calls",
+        "replica-1: undrained by an operator, gets calls again",
+    ]

@@ -3,11 +3,14 @@
 import json
 import shlex
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from launcher import view
+from launcher.cluster import command_line
 from launcher.instance import Phase
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
 
@@ -20,8 +23,8 @@ def status(*replicas: ReplicaStatus) -> ClusterStatus:
     return ClusterStatus("c", "http://127.0.0.1:8080", replicas, ROUTER, launcher_pid=5)
 
 
-def rendered(shown: ClusterStatus, **how) -> str:
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+def rendered(shown: ClusterStatus, width: int = 120, **how) -> str:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(view.render(shown, **how))
     return console.export_text()
@@ -31,7 +34,7 @@ def test_the_table_shows_each_replica_and_its_progress() -> None:
     text = rendered(status(READY, LOADING))
     assert "http://127.0.0.1:31000" in text
     assert "downloading [1/2]" in text  # not taken for markup
-    assert "launcher: pid 5   router: ready, pid 9" in text
+    assert "launcher: pid 5   router: serving, pid 9   1 of 2 replicas ready" in text
 
 
 def test_a_missing_launcher_is_said_and_what_to_do() -> None:
@@ -58,7 +61,8 @@ def test_transitions_are_told_once() -> None:
     after = status(READY, replace(LOADING, phase=Phase.READY, url="http://127.0.0.1:31001"))
     lines = list(view.transitions(before, after))
     assert lines[0] == "replica-1: ready at http://127.0.0.1:31001"
-    assert lines[1] == "ready: http://127.0.0.1:8080"
+    assert lines[1] == "2 of 2 replicas ready"
+    assert lines[2] == "ready: http://127.0.0.1:8080"
     assert list(view.transitions(after, after)) == []
 
 
@@ -75,3 +79,55 @@ def test_progress_is_a_line_of_its_own() -> None:
 def test_durations_are_short(seconds: float, shown: str, monkeypatch) -> None:
     monkeypatch.setattr(view, "uptime_s", lambda _: seconds)
     assert shown in rendered(status(READY))
+
+
+DRAINED = replace(READY, id="replica-2", phase=Phase.DRAINING, drained=True, in_flight=0)
+WHY = "restart 2 in 1 s: killed by SIGKILL (its log says: " + "very " * 40 + "bad)"
+RESTARTING = ReplicaStatus("replica-1", "m", Phase.PENDING, restarts=1, reason=WHY)
+
+
+def test_a_long_reason_stands_below_a_table_of_one_line_per_replica() -> None:
+    lines = rendered(status(READY, RESTARTING, DRAINED), width=80).splitlines()
+    rows = [line for line in lines if "http://127.0.0.1:31000" in line or "pending" in line]
+    assert [row.split()[0] for row in rows] == ["replica-0", "replica-1", "replica-2"]
+    assert "restart 2" in rows[1]
+    assert rows[1].rstrip().endswith("\u2026")
+    below = " ".join(" ".join(lines[lines.index(rows[-1]) + 1 :]).split())
+    assert f"replica-1: {WHY}" in below
+
+
+def test_a_drained_replica_says_by_whom_and_how_to_get_it_back() -> None:
+    command = partial(command_line, Path("my fleet.yaml"))
+    text = "\n".join(view.plain(status(READY, DRAINED), command=command))
+    assert "drained by you: `launcher undrain -c 'my fleet.yaml' replica-2`" in text
+    assert "1 of 2 replicas ready, 1 drained" in text
+    busy = rendered(status(replace(DRAINED, in_flight=1)))
+    assert "replica-2: drained by you, 1 call left: `launcher undrain replica-2`" in busy
+
+
+def test_plain_text_is_whole_and_has_no_trailing_spaces() -> None:
+    lines = list(view.plain(status(READY, RESTARTING)))
+    assert any(line.endswith(WHY) for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+    assert lines[2].split() == ["REPLICA", "PHASE", "PID", "UPTIME", "RESTARTS", "URL", "DETAIL"]
+
+
+def test_a_stopped_cluster_does_not_show_its_endpoint_as_if_it_served() -> None:
+    stopped = replace(status(ReplicaStatus("replica-0", "m")), router=RouterStatus())
+    assert "endpoint http://127.0.0.1:8080 (nothing answers there)" in rendered(stopped)
+
+
+def test_what_is_waited_for_is_named_with_how_far_it_is() -> None:
+    waiting = replace(status(READY, LOADING, DRAINED), router=RouterStatus(Phase.STARTING))
+    said = view.waiting_for(waiting)
+    assert said == "replica-1 (loading: downloading [1/2]), the router (starting)"
+    many = status(*(replace(LOADING, id=f"replica-{i}") for i in range(7)))
+    assert view.waiting_for(many).endswith("replica-4 (loading: downloading [1/2]), 2 more")
+    assert view.waiting_for(status(READY, DRAINED)) == ""
+
+
+def test_what_the_launcher_decided_is_told_once() -> None:
+    noted = replace(status(READY), notes=("replica-7: no longer wanted: stopped",))
+    assert next(view.transitions(None, noted)) == "replica-7: no longer wanted: stopped"
+    assert list(view.transitions(noted, noted)) == []
+    assert "no longer wanted" in rendered(noted, with_example=True)
