@@ -1,9 +1,11 @@
 """`launcher up -d`: the supervisor as a process of its own, and the wait until all is ready.
 
 The child is the same command in its own session, its output in `launcher.log`. This side only
-reads the status record, so it may be interrupted: then it stops the child and what that started.
+reads the status record, so it may be interrupted: then it stops the child and what that started,
+unless something ran before it came: that serves, so all of it is left running.
 """
 
+import asyncio
 import os
 import signal
 import sys
@@ -15,43 +17,82 @@ from launcher.cluster import Cluster
 from launcher.commands.up import LOG_NAME
 from launcher.instance import Phase
 from launcher.processes import Marks, ProcessId
+from launcher.router_process import running_routers
 from launcher.spawn import spawn
 from launcher.state import ClusterLock
 from launcher.status import ClusterStatus, recorded
+from launcher.supervisor import make_runtime
 from router.errors import OperatorError, StartError
 
 _LOOK_S = 0.1
+_SAY_EVERY_S = 10.0  # what is waited for, while nothing else is told
 _FAILED_STARTS = 3  # in a row: not a single accident, so the operator is told
 _STOP_MARGIN_S = 60.0
 
 
 def run(cluster: Cluster) -> int:
-    from launcher import view
-
     with ClusterLock(cluster.folder):  # refuses here, where the operator looks
         cluster.folder.require_space()
         log_files.rotate(cluster.folder.log(LOG_NAME))
+    adopts = _runs_already(cluster)
     child = _spawn(cluster)
-    last: ClusterStatus | None = None
     try:
-        while True:
-            status = _status_by(child, cluster)
-            if status is not None:
-                for line in view.transitions(last, status):
-                    print(line, flush=True)
-                last = status
-                if status.is_ready:
-                    print(f"launcher: detached, pid {child.pid}; `launcher down` stops everything")
-                    return 0
-                if trouble := _trouble(status):
-                    return _give_up(cluster, child, status, trouble)
-            if not processes.is_running(child):
-                raise _died(cluster, child)
-            time.sleep(_LOOK_S)
+        trouble = _wait(cluster, child)
     except KeyboardInterrupt:
-        print("interrupted: stopping what was started", file=sys.stderr)
-        _stop(cluster, child)
+        if adopts:
+            print(f"interrupted: {_left_running(cluster, child)}", file=sys.stderr)
+        else:
+            print("interrupted: stopping what was started", file=sys.stderr)
+            _stop(cluster, child)
         raise
+    if trouble is None:
+        stop = cluster.command("down")
+        print(f"launcher: detached, pid {child.pid}; `{stop}` stops everything")
+        return 0
+    print(f"error: {trouble}", file=sys.stderr)
+    if adopts:  # stopping what served before this command came would make a bad night worse
+        print(_left_running(cluster, child), file=sys.stderr)
+    else:
+        _stop(cluster, child)
+        print("nothing was left running", file=sys.stderr)
+    return 1
+
+
+def _runs_already(cluster: Cluster) -> bool:
+    return bool(running_routers(cluster.folder) or asyncio.run(make_runtime(cluster).owned()))
+
+
+def _wait(cluster: Cluster, child: ProcessId) -> str | None:
+    """Until all is ready, or why it is not worth waiting any longer. Says how it goes on."""
+    from launcher import view
+
+    last: ClusterStatus | None = None
+    said_s = time.monotonic()
+    while True:
+        status = _status_by(child, cluster)
+        if status is not None:
+            for line in view.transitions(last, status, command=cluster.command):
+                print(line, flush=True)
+                said_s = time.monotonic()
+            last = status
+            if status.is_ready:
+                return None
+            if trouble := _trouble(cluster, status):
+                return trouble
+        if not processes.is_running(child):
+            raise _died(cluster, child)
+        if time.monotonic() >= said_s + _SAY_EVERY_S:
+            what = view.waiting_for(last) if last else f"launcher pid {child.pid} to begin"
+            print(f"waiting for: {what}", flush=True)
+            said_s = time.monotonic()
+        time.sleep(_LOOK_S)
+
+
+def _left_running(cluster: Cluster, child: ProcessId) -> str:
+    return (
+        f"left running: what served before, and launcher pid {child.pid}, which goes on trying; "
+        f"see `{cluster.command('status')}`, `{cluster.command('down')}` stops everything"
+    )
 
 
 def _spawn(cluster: Cluster) -> ProcessId:
@@ -66,29 +107,14 @@ def _status_by(child: ProcessId, cluster: Cluster) -> ClusterStatus | None:
     return status if status is not None and status.launcher_pid == child.pid else None
 
 
-def _trouble(status: ClusterStatus) -> str | None:
+def _trouble(cluster: Cluster, status: ClusterStatus) -> str | None:
     """Why it is not worth waiting any longer."""
     for replica in status.replicas:
         if replica.phase is Phase.FAILED or replica.failed_starts >= _FAILED_STARTS:
-            return f"{replica.id}: {replica.reason}; see `launcher logs {replica.id}`"
+            return f"{replica.id}: {replica.reason}; see `{cluster.command('logs', replica.id)}`"
     if status.router.failed_starts >= _FAILED_STARTS:
-        return f"router: {status.router.reason}; see `launcher logs router`"
+        return f"router: {status.router.reason}; see `{cluster.command('logs', 'router')}`"
     return None
-
-
-def _give_up(cluster: Cluster, child: ProcessId, status: ClusterStatus, trouble: str) -> int:
-    print(f"error: {trouble}", file=sys.stderr)
-    if status.adopted:
-        # They served before this command came; stopping them would make a bad night worse.
-        print(
-            f"left running: {status.adopted} adopted before, and launcher pid {child.pid}, "
-            "which goes on trying; `launcher down` stops everything",
-            file=sys.stderr,
-        )
-        return 1
-    _stop(cluster, child)
-    print("nothing was left running", file=sys.stderr)
-    return 1
 
 
 def _stop(cluster: Cluster, child: ProcessId) -> None:
@@ -97,7 +123,8 @@ def _stop(cluster: Cluster, child: ProcessId) -> None:
     deadline_s = time.monotonic() + runtime.stop_grace_s + drain_s + _STOP_MARGIN_S
     while processes.is_running(child):
         if time.monotonic() > deadline_s:
-            raise OperatorError(f"launcher pid {child.pid} does not stop; try `launcher down`")
+            hint = cluster.command("down")
+            raise OperatorError(f"launcher pid {child.pid} does not stop; try `{hint}`")
         time.sleep(_LOOK_S)
     os.waitpid(child.pid, 0)
 

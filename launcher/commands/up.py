@@ -49,9 +49,9 @@ def run(path: Path, *, detach: bool = False, is_child: bool = False) -> int:
             log_files.rotate(cluster.folder.log(LOG_NAME))
         _log_to(None if is_child else cluster.folder.log(LOG_NAME))
         if is_child or not sys.stdout.isatty():
-            show = _silent() if is_child else _lines()
+            show = _silent() if is_child else _lines(cluster)
         else:
-            show = _live()
+            show = _live(cluster)
         with show as on_change:
             asyncio.run(_supervise(Supervisor(cluster, on_change)))
     if not is_child:
@@ -97,13 +97,13 @@ def _silent() -> Iterator[Show]:
 
 
 @contextmanager
-def _lines() -> Iterator[Show]:
+def _lines(cluster: Cluster) -> Iterator[Show]:
     from launcher import view
 
     last: list[ClusterStatus | None] = [None]
 
     def show(status: ClusterStatus) -> None:
-        for line in view.transitions(last[0], status):
+        for line in view.transitions(last[0], status, command=cluster.command):
             _say(line)
         last[0] = status
 
@@ -119,7 +119,7 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _live() -> Iterator[Show]:
+def _live(cluster: Cluster) -> Iterator[Show]:
     from rich.console import Group, RenderableType
     from rich.live import Live
     from rich.text import Text
@@ -131,8 +131,9 @@ def _live() -> Iterator[Show]:
     def render() -> RenderableType:
         if not last:
             return Text("starting ...")
-        hint = Text(_hint(last[0]), style="dim")
-        return Group(view.render(last[0], with_example=True), hint)
+        hint = Text(_hint(last[0], cluster), style="dim")
+        picture = view.render(last[0], with_example=True, command=cluster.command)
+        return Group(picture, hint)
 
     # Rendered on a timer, too: uptimes grow while nothing else changes.
     with Live(get_renderable=render, refresh_per_second=4):
@@ -143,9 +144,10 @@ def _live() -> Iterator[Show]:
         yield show
 
 
-def _hint(status: ClusterStatus) -> str:
+def _hint(status: ClusterStatus, cluster: Cluster) -> str:
     if not status.is_stopping:
-        return "Ctrl-C stops everything; `launcher up -d` leaves it running"
+        detached = cluster.command("up", "-d")
+        return f"Ctrl-C stops everything; `{detached}` leaves it running"
     if status.router.pid is None and not any(replica.pid for replica in status.replicas):
         return "stopped"
     return "stopping: calls in flight are finished; Ctrl-C again kills at once"

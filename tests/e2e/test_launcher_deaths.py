@@ -1,5 +1,6 @@
 """Whatever is killed comes back, and whatever the killed one left running is found again."""
 
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -162,3 +163,40 @@ def test_a_failed_adoption_stops_nothing_that_served_before(fleet) -> None:
     assert "left running" in done.stderr
     after = fleet.status()
     assert pids(after)["replica-0"] == pids(before)["replica-0"]
+
+
+def test_a_start_does_not_wait_for_what_an_operator_drained(fleet) -> None:
+    before = fleet.up()
+    fleet.run("drain", "replica-2")
+    fleet.kill(before["launcher"]["pid"])
+    done = fleet.run("up", "-d")
+    assert f"drained by you: `launcher undrain -c {fleet.path} replica-2`" in done.stdout
+    assert "3 of 4 replicas ready, 1 drained" in fleet.run("status").stdout  # whose exit code is 0
+    assert "replica-2: drained by an operator" in fleet.run("logs", "launcher").stdout
+
+
+def test_ctrl_c_while_waiting_stops_nothing_that_served_before(fleet) -> None:
+    before = fleet.up()
+    fleet.kill(before["launcher"]["pid"])
+    fleet.config["models"][0]["replicas"] = 5
+    fleet.config["engine"]["per_replica"] = [{}, {}, {}, {}, {"load-s": 60}]
+    fleet.write()
+    waiting = fleet.start("up", "-d")
+    fleet.until(lambda s: len(s["replicas"]) == 5 and s["replicas"][4]["phase"] == "loading")
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=30) == 130
+    after = fleet.status()
+    said = fleet.output_of(waiting)
+    assert f"left running: what served before, and launcher pid {after['launcher']['pid']}" in said
+    assert {name: pid for name, pid in pids(after).items() if name != "replica-4"} == pids(before)
+    assert fleet.generate(before["endpoint"])
+
+
+def test_ctrl_c_while_waiting_for_a_first_start_leaves_nothing(fleet) -> None:
+    fleet.config["engine"]["args"]["load-s"] = 60
+    fleet.write()
+    waiting = fleet.start("up", "-d")
+    fleet.until(lambda s: s["replicas"][3]["phase"] == "loading")
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(timeout=30) == 130
+    assert fleet.running() == []
