@@ -107,7 +107,11 @@ def status(
     config: Config = FLEET,
     json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> int:
-    """Show what runs right now."""
+    """Show what runs right now.
+
+    Exit code: 0 when everything is ready (drained replicas count), 1 when something runs but not
+    all of it, 3 when nothing runs. The same with --json.
+    """
     from launcher.commands import status as command
 
     return command.run(config, as_json=json)

@@ -1,27 +1,51 @@
-"""`launcher status`: what runs right now, for people or (`--json`) for scripts. Changes nothing."""
+"""`launcher status`: what runs right now, for people or (`--json`) for scripts. Changes nothing.
+
+The exit code is the answer in short: 0 when all that the config wants is up (drained replicas
+count), 1 when something runs but not all of it, 3 when nothing runs.
+"""
 
 import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.cluster import Cluster
+from launcher.placement import replica_specs
 
-_PIPE_WIDTH = 250
+if TYPE_CHECKING:
+    from launcher.status import ClusterStatus
+
+READY, NOT_READY, NOTHING_RUNS = 0, 1, 3
 
 
 def run(path: Path, *, as_json: bool = False) -> int:
     from launcher import status
 
-    current = asyncio.run(status.read(Cluster.load(path)))
+    cluster = Cluster.load(path)
+    current = asyncio.run(status.read(cluster))
     if as_json:
         print(json.dumps(current.as_json(), indent=2))
-        return 0
-    from rich.console import Console
+    else:
+        _show(current, cluster)
+    return exit_code(current, {spec.id for spec in replica_specs(cluster.config)})
 
+
+def exit_code(current: "ClusterStatus", wanted: set[str]) -> int:
+    """What scripts go by; replicas that the config no longer wants do not count."""
+    if not current.runs:
+        return NOTHING_RUNS
+    up = {replica.id for replica in current.replicas if replica.is_up}
+    return READY if wanted <= up and current.router_serves else NOT_READY
+
+
+def _show(current: "ClusterStatus", cluster: Cluster) -> None:
     from launcher import view
 
-    # A pipe has no width: lines stay whole there, for grep.
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    Console(highlight=False, width=width).print(view.render(current))
-    return 0
+    if not sys.stdout.isatty():
+        for line in view.plain(current, command=cluster.command):
+            print(line)
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(view.render(current, command=cluster.command))

@@ -76,8 +76,16 @@ class Fleet:
         return self.status()
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.run("status", "--json").stdout)
+        found: dict[str, Any] = json.loads(self.look("--json").stdout)
         return found
+
+    def look(self, *args: str) -> subprocess.CompletedProcess[str]:
+        """`launcher status`, whose exit code says what runs."""
+        done = subprocess.run(
+            self.command("status", *args), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode in (0, 1, 3), done.stderr
+        return done
 
     def until(self, what: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
         """The status once `what` holds."""

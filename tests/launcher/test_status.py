@@ -7,6 +7,7 @@ import pytest
 
 from launcher import processes, status
 from launcher.cluster import Cluster
+from launcher.commands import status as status_command
 from launcher.instance import Phase
 from launcher.processes import ProcessId
 from launcher.state import ClusterLock
@@ -131,3 +132,62 @@ def test_the_json_has_what_scripts_were_promised() -> None:
         "restarts": 0,
         "pid": None,
     }
+
+
+def test_a_drained_replica_is_up_and_does_not_keep_the_cluster_from_being_ready() -> None:
+    ready = ReplicaStatus("a", "m", Phase.READY)
+    seen = {"pools": [{"replicas": [{"id": "a", "admin": "draining", "requests": 0}]}]}
+    drained = status.overlay([ready], seen)
+    router = RouterStatus(Phase.READY, 5)
+    assert drained[0].drained
+    assert ClusterStatus("c", "http://e", drained, router).is_ready
+    asked_to_stop = ReplicaStatus("a", "m", Phase.DRAINING)  # by the launcher: it is going away
+    assert not ClusterStatus("c", "http://e", (asked_to_stop,), router).is_ready
+
+
+def test_a_record_that_is_a_beat_old_does_not_keep_a_replica_drained() -> None:
+    old = ReplicaStatus("a", "m", Phase.DRAINING, drained=True)
+    seen = {"pools": [{"replicas": [{"id": "a", "admin": "active", "requests": 1}]}]}
+    [now] = status.overlay([old], seen)
+    assert (now.phase, now.drained, now.in_flight) == (Phase.READY, False, 1)
+    [unknown] = status.overlay([old], {})
+    assert (unknown.phase, unknown.drained) == (Phase.DRAINING, True)
+
+
+@pytest.mark.parametrize(
+    ("phases", "router", "code"),
+    [
+        ({"a": Phase.READY, "b": Phase.READY}, Phase.READY, 0),
+        ({"a": Phase.READY, "b": Phase.DRAINING}, Phase.READY, 0),  # drained by an operator
+        ({"a": Phase.READY, "b": Phase.READY, "old": Phase.STOPPED}, Phase.READY, 0),
+        ({"a": Phase.READY, "b": Phase.LOADING}, Phase.READY, 1),
+        ({"a": Phase.READY}, Phase.READY, 1),
+        ({"a": Phase.READY, "b": Phase.READY}, Phase.STARTING, 1),
+        ({"a": Phase.STOPPED, "b": Phase.STOPPED}, Phase.STOPPED, 3),
+    ],
+)
+def test_the_exit_code_says_whether_what_is_wanted_is_up(phases, router, code: int) -> None:
+    replicas = tuple(
+        ReplicaStatus(
+            name,
+            "m",
+            phase,
+            pid=None if phase is Phase.STOPPED else 7,
+            drained=phase is Phase.DRAINING,
+        )
+        for name, phase in phases.items()
+    )
+    pid = None if router is Phase.STOPPED else 5
+    shown = ClusterStatus("c", "http://e", replicas, RouterStatus(router, pid))
+    assert status_command.exit_code(shown, {"a", "b"}) == code
+
+
+async def test_without_a_launcher_what_died_beside_others_says_who_starts_it(cluster) -> None:
+    alive = ReplicaStatus(
+        "replica-0", "m", Phase.READY, "http://127.0.0.1:1", 0, os.getpid(), own_ref()
+    )
+    gone = ReplicaStatus("replica-1", "m", Phase.READY, "http://x:1", 0, 3, GONE)
+    write(cluster, alive, gone)
+    found = (await status.read(cluster)).replicas[1]
+    hint = f"no launcher restarts it; `launcher up -c {cluster.path}` does"
+    assert (found.phase, found.reason) == (Phase.STOPPED, hint)
