@@ -42,6 +42,7 @@ def bound(paths: Iterable[Path], max_bytes: int = MAX_LOG_BYTES) -> None:
         with suppress(OSError):
             if path.stat().st_size > max_bytes:
                 with suppress(OSError):
+                    previous(path).touch(mode=0o600)
                     shutil.copyfile(path, previous(path))
                 os.truncate(path, 0)
 

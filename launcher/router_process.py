@@ -166,7 +166,7 @@ class RouterKeeper:
         marks = Marks(self._folder.path, _ROLE, 0, "", fingerprint_of(self._config))
         env = processes.without_marks(dict(os.environ)) | marks.as_env()
         oom_kills_before = exits.oom_kills()
-        process = spawn(argv, env, log_path, pass_fds=[fd])
+        process = spawn(argv, env, log_path, pass_fds=[fd], is_private=True)
         self._children.add(process, oom_kills_before)
         self.view.process = process
         log.info("router: started, pid %d, %s", process.pid, self.endpoint)

@@ -31,12 +31,19 @@ def spawn(
     env: Mapping[str, str],
     log_path: Path,
     pass_fds: Sequence[int] = (),
+    *,
+    is_private: bool = False,
 ) -> ProcessId:
     """Start `argv` in its own session, its output appended to `log_path`.
 
-    Raises StartError; it is not recoverable when the program does not exist or may not be run.
+    `is_private`: only this user may read the files it makes. Not for engines, which fill caches
+    that others share. Raises StartError; it is not recoverable when the program does not exist or
+    may not be run.
     """
     _seal_descriptors(keep=pass_fds)
+    mask_before = os.umask(0o077)  # the child inherits it; asking for it means setting it
+    if not is_private:
+        os.umask(mask_before)
     try:
         pid = os.posix_spawnp(
             argv[0],
@@ -54,6 +61,7 @@ def spawn(
     except OSError as exc:
         raise _start_error(argv[0], log_path, exc) from exc
     finally:
+        os.umask(mask_before)
         _seal_descriptors()
     return identify_child(pid)
 

@@ -20,6 +20,8 @@ from launcher.processes import ProcessId, identify, is_running
 from router.errors import StateError
 
 RECORD_VERSION = 1
+# The last two are the router's: its replicas, and what an operator drained.
+_OF_A_RUN = ("status.json", "replicas.json", "replicas.part")
 _SOCKET_PATH_LIMIT_BYTES = 107  # sun_path, less its final zero
 
 _MIN_FREE_BYTES = 16 * 1024**2
@@ -111,6 +113,16 @@ class StateFolder:
     def remove(self, name: str) -> None:
         with suppress(OSError):
             (self.path / name).unlink()
+
+    def forget_run(self) -> None:
+        """Drop what was true of a run of which nothing is left: records, drains, the socket.
+
+        Logs stay, and the config's copy; so does the lock, which somebody may be waiting for.
+        """
+        for path in (self.path / "replicas").glob("*.json"):
+            self.remove(f"replicas/{path.name}")
+        for name in (*_OF_A_RUN, self.admin_socket.name):
+            self.remove(name)
 
     def holder(self) -> ProcessId | None:
         """The launcher that holds the lock, by its own record; None when none runs."""

@@ -269,6 +269,7 @@ class Supervisor:
         await take_down_rest(self._cluster, self._runtime, self._router)
         self._router_state = {}
         self._publish()
+        self._cluster.folder.forget_run()
 
     async def _hurry(self, graceful: "asyncio.Task[None]") -> None:
         await self._stop_at_once.wait()

@@ -32,6 +32,7 @@ async def _run(cluster: Cluster, timeout_s: float | None) -> int:
     launcher = cluster.folder.holder()
     runtime = make_runtime(cluster)
     if launcher is None and not running_routers(cluster.folder) and not await runtime.owned():
+        _forget(cluster)
         print(f"cluster {config.cluster}: nothing runs")
         return 0
     if launcher is not None:
@@ -39,8 +40,16 @@ async def _run(cluster: Cluster, timeout_s: float | None) -> int:
     # Held so that no launcher comes up in the middle of it.
     with ClusterLock(cluster.folder, wait_s=_LOCK_WAIT_S, is_launcher=False):
         await _stop_rest(cluster, runtime, timeout_s)
+        cluster.folder.forget_run()
     print(f"cluster {config.cluster}: stopped, nothing of it runs")
     return 0
+
+
+def _forget(cluster: Cluster) -> None:
+    """What a crash left behind; a folder that was never made is not made for it."""
+    if cluster.folder.path.is_dir():
+        with ClusterLock(cluster.folder, wait_s=_LOCK_WAIT_S, is_launcher=False):
+            cluster.folder.forget_run()
 
 
 async def _stop_launcher(launcher: ProcessId, timeout_s: float) -> None:

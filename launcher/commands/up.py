@@ -79,6 +79,8 @@ async def _supervise(supervisor: Supervisor) -> None:
 
 def _log_to(path: Path | None) -> None:
     """To a file, or to standard error where that already is the log file."""
+    if path:
+        path.touch(mode=0o600)
     handler = logging.FileHandler(path) if path else logging.StreamHandler()
     formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     formatter.converter = time.gmtime

@@ -124,6 +124,38 @@ def test_drain_takes_a_replica_out_and_undrain_puts_it_back(fleet) -> None:
     assert "expected one of" in fleet.run("drain", "nobody", rc=1).stderr
 
 
+def test_a_drain_is_forgotten_by_down_and_kept_by_a_kill(fleet) -> None:
+    before = fleet.up()
+    fleet.run("drain", "replica-1")
+    fleet.kill(before["launcher"]["pid"])
+    fleet.kill(before["router"]["pid"])
+    assert fleet.up()["replicas"][1]["phase"] == "draining"
+    fleet.run("down")
+    assert {replica["phase"] for replica in fleet.up()["replicas"]} == {"ready"}
+
+
+@pytest.mark.parametrize("ends_by", ["down", "down after a kill", "ctrl-c"])
+def test_a_full_stop_leaves_only_logs_and_no_open_files(fleet, ends_by: str) -> None:
+    launcher = fleet.start("up")
+    status = fleet.until_ready()
+    files = [path for path in fleet.state_dir.rglob("*") if not path.is_dir()]
+    assert {path.name for path in files} >= {"router.sock", "replicas.json", "launcher.log"}
+    assert {path.name: oct(path.stat().st_mode & 0o777) for path in files} == dict.fromkeys(
+        (path.name for path in files), oct(0o600)
+    )
+    if ends_by == "ctrl-c":
+        launcher.send_signal(signal.SIGINT)
+        launcher.wait(timeout=30)
+    elif ends_by == "down":
+        fleet.run("down")
+    else:
+        fleet.kill(status["launcher"]["pid"])
+        fleet.run("down")
+    left = {path.name for path in fleet.state_dir.rglob("*") if not path.is_dir()}
+    assert {name for name in left if ".log" not in name} <= {"lock", "cluster.yaml"}
+    assert "router.sock" not in left
+
+
 def test_two_launchers_on_one_cluster_are_refused(fleet) -> None:
     pid = fleet.up()["launcher"]["pid"]
     for args in (("up",), ("up", "-d")):

@@ -123,3 +123,14 @@ def test_a_stopping_command_takes_the_lock_without_writing(folder) -> None:
         assert folder.holder() is None
         with pytest.raises(StateError, match="another launcher"), ClusterLock(folder):
             pass
+
+
+def test_a_forgotten_run_leaves_logs_and_the_lock(folder) -> None:
+    folder.create()
+    kept = {folder.path / "lock", folder.log("replica-0"), folder.config_copy}
+    gone = {folder.path / name for name in ("status.json", "replicas.json", "replicas/a.json")}
+    for path in (*kept, *gone, folder.admin_socket):
+        path.write_text("x")
+    folder.forget_run()
+    assert {path for path in folder.path.rglob("*") if path.is_file()} == kept
+    folder.forget_run()  # nothing to forget is fine
