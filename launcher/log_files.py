@@ -5,6 +5,7 @@ appending, so a file that grows too large is copied and cut in place. Used by th
 the supervisor (progress) and `launcher logs`.
 """
 
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,12 @@ _TAIL_BLOCK_BYTES = 64 * 1024
 _LAST_WORDS_LINES = 20
 _LAST_WORDS_CHARS = 200
 _ERROR = re.compile(r"error|exception|fatal|panic|out of memory", re.IGNORECASE)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# `2026-01-02T03:04:05.678Z  WARN target: what`; engines agree on the order, not on the rest.
+_DATED = re.compile(r"\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,\dZ+:-]*\]?\s*")
+_LEVEL = re.compile(r"\[?(TRACE|DEBUG|INFO|WARN(?:ING)?|ERROR|CRITICAL|FATAL)\b")
+_GRAVE = frozenset({"ERROR", "CRITICAL", "FATAL"})
+_SMALL_TALK = frozenset({"TRACE", "DEBUG", "INFO"})
 
 
 def previous(path: Path) -> Path:
@@ -61,14 +68,38 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def last_words(path: Path) -> str:
-    """The most telling of the last lines: the last that speaks of an error, else the last.
+    """The most telling of the last lines: the last error, else the last warning, else the last.
 
-    Lines in JSON that tell of no error are about calls, not about why a program ended.
+    Without its time, and never one of level INFO or below: those say what went well. Nor is a line
+    in JSON without a level quoted: it is about a call, not about why a program ended.
     """
-    lines = [line.strip() for line in tail(path, _LAST_WORDS_LINES)]
-    errors = [line for line in lines if _ERROR.search(line) and not line.startswith('{"time"')]
-    others = [line for line in lines if line and not line.startswith("{")]
-    return next(iter(errors[-1:] or others[-1:]), "")[:_LAST_WORDS_CHARS]
+    said = [_level_and_words(line) for line in tail(path, _LAST_WORDS_LINES)]
+    lines = [(level, words) for level, words in said if words and level not in _SMALL_TALK]
+    errors = [words for level, words in lines if level in _GRAVE or _ERROR.search(words)]
+    warnings = [words for level, words in lines if level]
+    others = [words for _, words in lines]
+    return next(iter(errors[-1:] or warnings[-1:] or others[-1:]), "")[:_LAST_WORDS_CHARS]
+
+
+def _level_and_words(line: str) -> tuple[str, str]:
+    """A line's level, if it names one, and what it says, without its time."""
+    line = _COLOUR.sub("", line).strip()
+    if line.startswith("{"):
+        return _of_json(line)
+    words = _DATED.sub("", line, count=1) if _DATED.match(line) else line
+    level = _LEVEL.match(words)
+    return (level[1] if level else ""), words
+
+
+def _of_json(line: str) -> tuple[str, str]:
+    """As engines log with `json-output`: flat, or with the message under `fields`."""
+    try:
+        entry = json.loads(line)
+        level = str(entry["level"]).upper()
+        message = entry["message"] if "message" in entry else entry["fields"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return "", ""
+    return level, f"{level} {message}"
 
 
 class LogReader:

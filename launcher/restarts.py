@@ -29,7 +29,8 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows an end; `delay_s` is None when it is given up. `reason` is for the operator."""
+    """What follows an end; `delay_s` is None when it is given up. `reason` is for the operator,
+    who reads its beginning first: what comes next, then why."""
 
     history: History
     delay_s: float | None
@@ -52,14 +53,14 @@ def next_start(
     )
     # 1. Nothing will change by trying again.
     if not recoverable:
-        return Decision(after, None, f"{cause}; not tried again, as it would fail the same way")
+        return Decision(after, None, f"not tried again, as it would fail the same way: {cause}")
     # 2. It has been tried often enough.
     if policy.max_failures is not None and after.failed_starts >= policy.max_failures:
-        return Decision(after, None, f"{cause}; given up after {_times(after.failed_starts)}")
+        return Decision(after, None, f"given up after {_times(after.failed_starts)}: {cause}")
     # 3. Again, now or later.
     delay_s = _delay_s(policy, after.deaths)
     when = f"in {delay_s:g} s" if delay_s > 0 else "at once"
-    return Decision(after, delay_s, f"{cause}; restart {after.deaths} {when}")
+    return Decision(after, delay_s, f"restart {after.deaths} {when}: {cause}")
 
 
 def _delay_s(policy: RestartPolicy, deaths: int) -> float:

@@ -58,6 +58,17 @@ def test_tail_of_nothing_is_empty(path) -> None:
         ("Error: first\nError: second\nat exit\n", "Error: second"),
         ('serving\n{"time":1,"event":"call","error":null}\n', "serving"),
         ("Fatal Python error: no module\n<no Python frame>\n", "Fatal Python error: no module"),
+        ("2026-01-02T03:04:05.6Z  INFO x: Connected\n", ""),
+        ("2026-01-02T03:04:05.6Z  INFO x: no errors\nKilled\n", "Killed"),
+        ("2026-01-02T03:04:05.6Z  ERROR x: bad\n2026-01-02 03:04:06,1 INFO bye\n", "ERROR x: bad"),
+        ("2026-01-02T03:04:05.6Z \x1b[33m WARN\x1b[0m x: low\nbye\n", "WARN x: low"),
+        ('{"timestamp":"t","level":"INFO","message":"ok"}\n', ""),
+        (
+            '{"timestamp":"t","level":"ERROR","fields":{"message":"bad"},"target":"x"}\n',
+            "ERROR bad",
+        ),
+        ('{"timestamp":"t","level":"WARN","message":"low"}\n', "WARN low"),
+        ("{not json, and no error\n[1]\n", "[1]"),
     ],
 )
 def test_the_last_words_are_the_telling_ones(path, text: str, said: str) -> None:

@@ -37,7 +37,7 @@ def test_given_up_after_max_failures_in_a_row() -> None:
         history = decision.history
         delays.append(decision.delay_s)
     assert delays == [0, 1, None]
-    assert decision.reason == "exited with code 1; given up after 3 failed starts in a row"
+    assert decision.reason == "given up after 3 failed starts in a row: exited with code 1"
 
 
 def test_having_been_ready_once_resets_failed_starts_but_not_deaths() -> None:
@@ -48,11 +48,12 @@ def test_having_been_ready_once_resets_failed_starts_but_not_deaths() -> None:
 def test_what_cannot_get_better_is_not_tried_again() -> None:
     decision = next_start(POLICY, History(), None, "no such program", recoverable=False)
     assert decision.delay_s is None
-    assert decision.reason.startswith("no such program; not tried again")
+    assert decision.reason.startswith("not tried again")
+    assert decision.reason.endswith(": no such program")
 
 
 @pytest.mark.parametrize(
-    ("deaths", "said"), [(0, "died; restart 1 at once"), (2, "died; restart 3 in 2 s")]
+    ("deaths", "said"), [(0, "restart 1 at once: died"), (2, "restart 3 in 2 s: died")]
 )
 def test_reason_says_what_happens_next(deaths: int, said: str) -> None:
     assert next_start(POLICY, History(deaths=deaths), None, "died").reason == said
