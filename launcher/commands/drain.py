@@ -1,11 +1,13 @@
 """`launcher drain` and `undrain`: take a replica out of service without stopping it, and back.
 
 The router owns this and remembers it; calls in flight finish. `--wait` returns once none is left.
+Only what runs can be drained: a drain that waited for a replica's next start would surprise.
 """
 
 import asyncio
 from pathlib import Path
 
+from launcher import status
 from launcher.cluster import Cluster
 from launcher.placement import replica_specs
 from launcher.router_client import RouterAway, RouterClient, replica_states
@@ -22,6 +24,8 @@ async def _run(cluster: Cluster, replica_id: str, *, undo: bool, wait: bool) -> 
     known = [spec.id for spec in replica_specs(cluster.config)]
     try:
         async with RouterClient(cluster.folder.admin_socket) as client:
+            if not undo and replica_id in known:
+                await _require_running(cluster, replica_id)
             reply = await client.drain(replica_id, undo=undo)
             if reply is None:
                 expected = ", ".join(known)
@@ -38,7 +42,19 @@ async def _run(cluster: Cluster, replica_id: str, *, undo: bool, wait: bool) -> 
                 print(f"{replica_id}: drained")
             return 0
     except RouterAway as exc:
-        raise OperatorError(f"{exc}; is the cluster up? see `launcher status`") from exc
+        hint = cluster.command("status")
+        raise OperatorError(f"{exc}; is the cluster up? see `{hint}`") from exc
+
+
+async def _require_running(cluster: Cluster, replica_id: str) -> None:
+    current = await status.read(cluster)
+    if current.router.pid is None:
+        hint = cluster.command("up")
+        raise OperatorError(f"no router runs, so there is nothing to drain; `{hint}` starts it")
+    found = next((r for r in current.replicas if r.id == replica_id), None)
+    if found is None or found.pid is None:
+        phase = f" (it is {found.phase})" if found else ""
+        raise OperatorError(f"{replica_id} is not running{phase}; nothing was changed")
 
 
 async def _calls_left(client: RouterClient, replica_id: str) -> int:
