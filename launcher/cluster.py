@@ -6,6 +6,7 @@ from pathlib import Path
 
 from launcher.config import ClusterConfig, load_cluster_config
 from launcher.state import StateFolder
+from router.errors import ConfigError, ConfigProblem
 
 DEFAULT_CONFIG = Path("fleet.yaml")
 
@@ -21,6 +22,7 @@ class Cluster:
     @classmethod
     def load(cls, path: Path) -> "Cluster":
         """Raises ConfigError. Nothing is made or changed on disk."""
+        require_default(path)
         config = load_cluster_config(path)
         # Resolved, because processes are found again by this path, letter for letter.
         return cls(path, config, StateFolder(config.state_dir.resolve()))
@@ -28,6 +30,13 @@ class Cluster:
     def command(self, *words: str) -> str:
         """A launcher command for this cluster that can be pasted where this one was given."""
         return command_line(self.path, *words)
+
+
+def require_default(path: Path) -> None:
+    """Nobody named a file: say how to. Raises ConfigError."""
+    if path == DEFAULT_CONFIG and not path.exists():
+        expected = "a cluster config there, or another one named with -c PATH"
+        raise ConfigError([ConfigProblem(str(path), None, "", "no such file", expected)])
 
 
 def command_line(path: Path, *words: str) -> str:

@@ -133,6 +133,10 @@ class StateFolder:
         return None
 
 
+class LockHeld(StateError):
+    """Another launcher has the cluster."""
+
+
 class ClusterLock:
     """Held by the one launcher that may start and stop things in a state folder."""
 
@@ -155,7 +159,7 @@ class ClusterLock:
         self.release()
 
     def acquire(self) -> None:
-        """Take the lock, within `wait_s`, or raise a StateError that names who has it."""
+        """Take the lock, within `wait_s`, or raise a LockHeld that names who has it."""
         self._folder.create()
         deadline_s = time.monotonic() + self._wait_s
         try:
@@ -183,13 +187,10 @@ class ClusterLock:
     def _write_holder(self) -> None:
         self._folder.write_record("launcher.json", {"process": str(identify(os.getpid()))})
 
-    def _held_error(self) -> StateError:
+    def _held_error(self) -> LockHeld:
         holder = self._folder.holder()
         who = f"launcher pid {holder.pid}" if holder else "another launcher"
-        return StateError(
-            f"this cluster is run by {who} (state folder {self._folder.path}); "
-            "see `launcher status`, or stop it with `launcher down` first"
-        )
+        return LockHeld(f"this cluster is run by {who} (state folder {self._folder.path})")
 
 
 def _try_lock(fd: int) -> bool:

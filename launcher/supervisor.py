@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -124,6 +124,7 @@ class Supervisor:
         known = {replica.ref: replica for replica in before.replicas} if before else {}
         running = {spec.id: handle for spec, handle in (*plan.adopt, *plan.replace)}
         self._adopted = len(running)
+        self._notes = tuple(_notes(plan, {keeper.spec.id for keeper in self._keepers}))
         for keeper in self._keepers:
             if (handle := running.get(keeper.spec.id)) is None:
                 continue
@@ -297,6 +298,15 @@ class Supervisor:
             await keeper.stop(grace_s)
         except OperatorError as exc:
             log.error("%s", exc)
+
+
+def _notes(plan: Plan, wanted: set[str]) -> Iterator[str]:
+    """What is done to running replicas that the config does not want as they are."""
+    for spec, handle in plan.replace:
+        yield f"{spec.id}: its config changed: replaced in its turn, pid {handle.pid} serves on"
+    for stray in plan.strays:
+        if stray.replica_id not in wanted:
+            yield f"{stray.replica_id}: no longer in the config: stopped, pid {stray.pid}"
 
 
 async def take_down_rest(cluster: Cluster, runtime: Runtime, router: RouterKeeper) -> None:

@@ -33,24 +33,25 @@ def run(
 ) -> int:
     cluster = Cluster.load(path)
     current = asyncio.run(status.read(cluster))
-    url = _url(current, replica_id)
+    url = _url(current, replica_id, cluster)
     try:
         return asyncio.run(_ask(url, prompt, replica_id, max_new_tokens, timeout_s))
     except (aiohttp.ClientConnectionError, ConnectionError) as exc:
         raise OperatorError(
-            f"nothing answers at {url} ({exc}); start it with `launcher up -c {path}` "
-            "or see `launcher status`"
+            f"nothing answers at {url} ({exc}); start it with `{cluster.command('up')}` "
+            f"or see `{cluster.command('status')}`"
         ) from exc
     except TimeoutError as exc:
         raise OperatorError(f"no whole answer from {url} within {timeout_s:g} s") from exc
 
 
-def _url(current: status.ClusterStatus, replica_id: str | None) -> str:
+def _url(current: status.ClusterStatus, replica_id: str | None, cluster: Cluster) -> str:
     """Where to ask; OperatorError when it is plain that nobody would answer."""
     if replica_id is None:
         if current.endpoint is None or current.router.pid is None:
             where = current.endpoint or "an endpoint"
-            raise OperatorError(f"no router runs, so nothing answers at {where}; `launcher up` it")
+            hint = f"`{cluster.command('up')}` starts it"
+            raise OperatorError(f"no router runs, so nothing answers at {where}; {hint}")
         return current.endpoint
     found = next((r for r in current.replicas if r.id == replica_id), None)
     if found is None:

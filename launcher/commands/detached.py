@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launcher import log_files, processes
 from launcher.cluster import Cluster
-from launcher.commands.up import LOG_NAME
+from launcher.commands.up import LOCK_WAIT_S, LOG_NAME
 from launcher.instance import Phase
 from launcher.processes import Marks, ProcessId
 from launcher.router_process import running_routers
@@ -31,7 +31,7 @@ _STOP_MARGIN_S = 60.0
 
 
 def run(cluster: Cluster) -> int:
-    with ClusterLock(cluster.folder):  # refuses here, where the operator looks
+    with ClusterLock(cluster.folder, wait_s=LOCK_WAIT_S):  # refuses here, where the operator looks
         cluster.folder.require_space()
         log_files.rotate(cluster.folder.log(LOG_NAME))
     adopts = _runs_already(cluster)

@@ -3,6 +3,7 @@
 Reads files only, so it works whatever has died. Following survives a restart of what it follows.
 """
 
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +23,10 @@ def run(path: Path, name: str, *, lines: int = 100, follow: bool = False) -> int
         raise OperatorError(f"found {name!r}, expected one of: {', '.join(known)}")
     if not log.exists() and not follow:
         raise OperatorError(f"{name} has written no log yet ({log})")
+    if name not in known:
+        print(
+            f"note: {path} has no replica {name} (any more); it wrote this before", file=sys.stderr
+        )
     reader = log_files.LogReader(log, from_end=True)
     for line in log_files.tail(log, lines):
         print(line, flush=follow)  # a pipe behind `-f` must not wait for a full buffer

@@ -16,12 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launcher import log_files
-from launcher.cluster import Cluster
-from launcher.state import ClusterLock
+from launcher.cluster import DEFAULT_CONFIG, Cluster
+from launcher.config import load_cluster_config
+from launcher.state import ClusterLock, LockHeld
 from launcher.status import ClusterStatus
 from launcher.supervisor import Supervisor
+from router.errors import ConfigError
 
 LOG_NAME = "launcher"
+LOCK_WAIT_S = 1.0  # a launcher that has just been killed may not be gone yet
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EXAMPLE = """\
@@ -35,15 +38,22 @@ router:
 
 
 def run(path: Path, *, detach: bool = False, is_child: bool = False) -> int:
-    if not path.exists() and path == Path("fleet.yaml"):
+    if not path.exists() and path == DEFAULT_CONFIG:
         print(next_steps(), file=sys.stderr)
         return 2
     cluster = Cluster.load(path)
-    if detach:
+    try:
+        if not detach:
+            return _in_front(cluster, is_child=is_child)
         from launcher.commands import detached
 
         return detached.run(cluster)
-    with ClusterLock(cluster.folder):
+    except LockHeld as exc:
+        raise LockHeld(f"{exc}; {_beside_a_launcher(cluster)}") from exc
+
+
+def _in_front(cluster: Cluster, *, is_child: bool) -> int:
+    with ClusterLock(cluster.folder, wait_s=LOCK_WAIT_S):
         cluster.folder.require_space()
         if not is_child:
             log_files.rotate(cluster.folder.log(LOG_NAME))
@@ -57,6 +67,29 @@ def run(path: Path, *, detach: bool = False, is_child: bool = False) -> int:
     if not is_child:
         _say(f"cluster {cluster.config.cluster}: stopped, nothing of it runs")
     return 0
+
+
+def _beside_a_launcher(cluster: Cluster) -> str:
+    """What to do while another launcher runs it: nothing, unless the config has changed."""
+    up, down = cluster.command("up"), cluster.command("down")
+    if not _has_changed(cluster):
+        return f"see `{cluster.command('status')}`, or stop it with `{down}` first"
+    text = f"the config has changed since it read it: `{down} && {up}` starts everything anew"
+    if holder := cluster.folder.holder():
+        text += (
+            f"; `kill -KILL {holder.pid}; {up}` adopts what is unchanged, replaces or stops the "
+            "rest"
+        )
+    return text
+
+
+def _has_changed(cluster: Cluster) -> bool:
+    """Whether the running launcher read something else; comments and layout do not count."""
+    try:
+        running = load_cluster_config(cluster.folder.config_copy)
+    except ConfigError:
+        return cluster.folder.config_copy.exists()
+    return running != cluster.config
 
 
 def next_steps() -> str:

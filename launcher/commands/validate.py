@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.cluster import require_default
 from router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def summary(file: Path) -> Iterator[tuple[str, str]]:
     from launcher.config import ClusterConfig
     from router.config import RouterFile, load_model, read_source
 
+    require_default(file)
     source = read_source(file)
     if "replicas" in source.value and "models" not in source.value:
         return _router_lines(load_model(source, RouterFile))

@@ -163,6 +163,38 @@ def test_two_launchers_on_one_cluster_are_refused(fleet) -> None:
     fleet.until_ready()  # the first is none the worse
 
 
+def test_a_changed_config_of_a_running_cluster_says_how_it_is_put_into_force(fleet) -> None:
+    before = fleet.up()
+    fleet.path.write_text(fleet.path.read_text() + "# a comment changes nothing\n")
+    assert "has changed" not in fleet.run("up", "-d", rc=1).stderr
+    fleet.config["models"][0]["replicas"] = 3
+    fleet.write()
+    said = fleet.run("up", "-d", rc=1).stderr
+    down, up = f"launcher down -c {fleet.path}", f"launcher up -c {fleet.path}"
+    pid = before["launcher"]["pid"]
+    assert f"`{down} && {up}`" in said
+    assert f"`kill -KILL {pid}; {up}`" in said
+    fleet.kill(pid)
+    gone = before["replicas"][3]["pid"]
+    stopped = f"replica-3: no longer in the config: stopped, pid {gone}"
+    assert stopped in fleet.run("up", "-d").stdout
+    logs = fleet.run("logs", "replica-3")
+    assert "has no replica replica-3" in logs.stderr
+    assert logs.stdout
+
+
+def test_what_does_not_run_cannot_be_drained(fleet) -> None:
+    fleet.config["models"][0]["replicas"] = 2
+    fleet.write()
+    status = fleet.up()
+    fleet.kill(status["launcher"]["pid"])
+    fleet.kill(status["replicas"][1]["pid"])
+    said = fleet.run("drain", "replica-1", rc=1).stderr
+    assert said == "error: replica-1 is not running (it is stopped); nothing was changed\n"
+    fleet.run("status", rc=1)
+    assert {replica["phase"] for replica in fleet.up()["replicas"]} == {"ready"}
+
+
 def test_a_taken_endpoint_port_is_named_and_nothing_is_left(fleet) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

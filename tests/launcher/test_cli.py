@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
+from launcher.cluster import command_line
 from launcher.commands import up
 from launcher.config import load_cluster_config
 from router.errors import ConfigError, ConfigProblem, OperatorError, StateError
@@ -56,6 +57,29 @@ def test_the_config_that_up_suggests_is_a_good_one(tmp_path: Path) -> None:
     path = tmp_path / "fleet.yaml"
     path.write_text(up.EXAMPLE)
     assert load_cluster_config(path).models[0].replicas == 2
+
+
+@pytest.mark.parametrize("args", [("status",), ("down",), ("validate",), ("drain", "replica-0")])
+def test_without_a_fleet_yaml_the_option_that_names_another_is_told(
+    args: tuple[str, ...], monkeypatch, tmp_path, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*args) == 2
+    said = capsys.readouterr().err
+    assert "fleet.yaml: found no such file, expected" in said
+    assert "named with -c PATH" in said
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("fleet.yaml", "launcher logs router"),
+        ("a/b.yaml", "launcher logs -c a/b.yaml router"),
+        ("my own.yaml", "launcher logs -c 'my own.yaml' router"),
+    ],
+)
+def test_a_hint_can_be_pasted(path: str, expected: str) -> None:
+    assert command_line(Path(path), "logs", "router") == expected
 
 
 def test_a_config_that_is_not_there_is_named(capsys, tmp_path) -> None:

@@ -10,6 +10,7 @@ from launcher import status
 from launcher.cluster import Cluster
 from launcher.instance import Phase
 from launcher.placement import replica_specs
+from launcher.plan import Plan
 from launcher.supervisor import Supervisor
 
 
@@ -105,3 +106,13 @@ async def test_drains_are_in_the_launchers_log_once_each(supervisor, admin, capl
         "replica-1: drained by an operator, gets no calls",
         "replica-1: undrained by an operator, gets calls again",
     ]
+
+
+async def test_what_adoption_stops_or_replaces_is_told(supervisor, make_spec, make_handle) -> None:
+    strays = (make_handle("gone", 2), make_handle("replica-0", 1))  # the second: of an older start
+    replace = ((make_spec("replica-1"), make_handle("replica-1", 3)),)
+    supervisor._restore(Plan((), (), replace, strays))
+    assert supervisor.snapshot().notes == (
+        "replica-1: its config changed: replaced in its turn, pid 1 serves on",
+        "gone: no longer in the config: stopped, pid 1",
+    )
