@@ -13,6 +13,9 @@ from router.errors import ConfigError, ConfigProblem
 
 TAG = "tag:yaml.org,2002:"
 
+_CONTENT = re.compile(r" *[^ #]")
+_MARKERS = re.compile(r"^ *(?:- +)*")
+
 
 class _Loader(yaml.SafeLoader):
     """Finds types as YAML 1.2 does where YAML 1.1 surprises: 010 and 1:30 stay texts."""
@@ -100,8 +103,44 @@ def _syntax_problem(error: yaml.MarkedYAMLError, file: str, text: str) -> Config
     if mark is not None and text[max(mark.index - 1, 0) : mark.index + 1] == "${":
         found, expected = "${ inside [ ] or { }", 'quotes around it there: "${NAME}"'
         return ConfigProblem(file, line, "", found, expected)
-    found, expected = _syntax_words(error.problem or error.context or "unreadable YAML")
+    problem = error.problem or error.context or "unreadable YAML"
+    depth = _wrong_depth(problem, mark, text) if mark else None
+    found, expected = depth or _syntax_words(problem)
     return ConfigProblem(file, line, "", found, expected)
+
+
+def _wrong_depth(problem: str, mark: yaml.Mark, text: str) -> tuple[str, str] | None:
+    """Found and expected where a line stands between two depths, or None if it is not that."""
+    lines = text.splitlines()[: mark.line + 1]
+    above = next((n for n in reversed(range(mark.line)) if _CONTENT.match(lines[n])), None)
+    if above is None:
+        return None
+    key_deep = len(lines[above]) - len(_MARKERS.sub("", lines[above]))
+    as_above = f"as deep as line {above + 1} ({_spaces(key_deep)})"
+    # 1. A deeper line after a whole value: to YAML it goes on with that value.
+    if problem.startswith("mapping values are not allowed"):
+        own_deep = len(lines[-1]) - len(lines[-1].lstrip())
+        is_first_key = ": " not in f"{lines[-1]} "[: mark.column]
+        if own_deep > key_deep and is_first_key:
+            return f"a key deeper than line {above + 1}, which has its value already", as_above
+        return None
+    # 2. A line less deep than the one above, and not as deep as any further up.
+    ends = ("'<block mapping start>'", "'<block sequence start>'", "'?'")
+    if not (problem.startswith("expected <block end>") and problem.endswith(ends)):
+        return None
+    is_item = problem.endswith("'<block sequence start>'")
+    deep = len(lines[above]) - len(lines[above].lstrip()) if is_item else key_deep
+    if mark.column >= deep:
+        return None
+    what = "a list item" if is_item else "a key"
+    return (
+        f"{what} less deep than line {above + 1}",
+        f"as deep as line {above + 1} ({_spaces(deep)}), or as one further up",
+    )
+
+
+def _spaces(number: int) -> str:
+    return "1 space" if number == 1 else f"{number} spaces"
 
 
 def _syntax_words(problem: str) -> tuple[str, str]:

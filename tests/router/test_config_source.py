@@ -122,7 +122,17 @@ UNREADABLE = [
      'f.yaml:1: found ${ inside [ ] or { }, expected quotes around it there: "${NAME}"'),
     ("router: [1, 2\n", "f.yaml:2: found the end of the file, expected ',' or ']'"),
     ("router:\n  port: 1\n host: a\n",
-     "f.yaml:3: found a deeper key (is the indentation right?), expected the end of this block"),
+     "f.yaml:3: found a key less deep than line 2, "
+     "expected as deep as line 2 (2 spaces), or as one further up"),
+    ("models:\n  - id: a\n    # note\n\n  replicas: 2\n",
+     "f.yaml:5: found a key less deep than line 2, "
+     "expected as deep as line 2 (4 spaces), or as one further up"),
+    ("models:\n  - a\n - b\n",
+     "f.yaml:3: found a list item less deep than line 2, "
+     "expected as deep as line 2 (2 spaces), or as one further up"),
+    ("router:\n  host: a\n   port: 1\n",
+     "f.yaml:3: found a key deeper than line 2, which has its value already, "
+     "expected as deep as line 2 (2 spaces)"),
     (b"router:\n  host: \xff\n",
      "f.yaml:2: found a byte that is not UTF-8 (0xff), expected a file in UTF-8"),
     ("a: b\nrouter: \x01\n",
