@@ -1,13 +1,16 @@
 """`launcher validate FILE`: what the launcher understood, or everything that is wrong.
 
-Prints and returns an exit code (0, or 2 with the problems on standard error). Starts nothing and
-looks at no device.
+Prints and returns an exit code (0, or 2 with the problems on standard error). What is well written
+but will hardly work here is a warning there, and still 0. Starts nothing and looks at no device.
 """
 
+import ipaddress
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from launcher.cluster import require_default
 from router.errors import ConfigError
@@ -19,7 +22,7 @@ if TYPE_CHECKING:
 
 def run(file: Path) -> int:
     try:
-        lines = list(summary(file))
+        lines, warnings = summary(file)
     except ConfigError as exc:
         for problem in exc.problems:
             print(problem, file=sys.stderr)
@@ -29,26 +32,35 @@ def run(file: Path) -> int:
     print(f"{file}: fine")
     for name, value in lines:
         print(f"  {name:<9}{value}")
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     return 0
 
 
-def summary(file: Path) -> Iterator[tuple[str, str]]:
-    """Label and text of each line. Raises ConfigError."""
+Lines = list[tuple[str, str]]
+
+
+def summary(file: Path) -> tuple[Lines, list[str]]:
+    """Label and text of each line, and the warnings. Raises ConfigError."""
     from launcher.config import ClusterConfig
     from router.config import RouterFile, load_model, read_source
 
     require_default(file)
     source = read_source(file)
     if "replicas" in source.value and "models" not in source.value:
-        return _router_lines(load_model(source, RouterFile))
-    return _cluster_lines(load_model(source, ClusterConfig))
+        alone = load_model(source, RouterFile)
+        return list(_router_lines(alone)), list(_open_endpoint(alone.router))
+    config = load_model(source, ClusterConfig)
+    lines = list(_cluster_lines(config, source.value["models"]))
+    warnings = [*_missing_programs(config), *_missing_tokens(config)]
+    return lines, [*warnings, *_open_endpoint(config.router)]
 
 
-def _cluster_lines(config: "ClusterConfig") -> Iterator[tuple[str, str]]:
+def _cluster_lines(config: "ClusterConfig", written: list[Any]) -> Iterator[tuple[str, str]]:
     yield "cluster", f"{config.cluster}, state in {config.state_dir}"
     yield "endpoint", _endpoint(config.router)
-    for model in config.models:
-        yield "model", _model(config, model)
+    for model, as_written in zip(config.models, written, strict=True):
+        yield "model", _model(config, model, as_written)
     runtime = config.runtime
     yield "runtime", f"{runtime.name}, replicas on {runtime.host} from port {runtime.first_port}"
 
@@ -66,10 +78,62 @@ def _endpoint(router: "RouterConfig") -> str:
     return f"http://{host}:{port}, policy {router.policy}"
 
 
-def _model(config: "ClusterConfig", model: "ModelConfig") -> str:
+def _model(config: "ClusterConfig", model: "ModelConfig", written: Any) -> str:
     engine = config.engine_of(model)
     plural = "" if model.replicas == 1 else "s"
     text = f"{model.served_name}: {model.replicas} replica{plural} of {engine.name}"
     text += f" {engine.version}" if engine.version else ""
-    text += f", on {', '.join(model.devices)}" if model.devices else ""
+    if model.devices:  # as the operator wrote them: 0 and cuda:0 are the same
+        text += f", on {', '.join(map(str, written['devices']))}"
     return text + (f", {model.quantize}" if model.quantize else "")
+
+
+# ---- warnings
+
+
+def _missing_programs(config: "ClusterConfig") -> Iterator[str]:
+    """Engines that could not be started from here; the same message once."""
+    from launcher.engines import ENGINES
+    from launcher.placement import replica_specs
+
+    programs: dict[str, str] = {}
+    for spec in replica_specs(config):
+        command = ENGINES[spec.engine_name].command(
+            spec, config.runtime.first_port, config.runtime.host
+        )
+        path = command.env.get("PATH", os.environ.get("PATH"))
+        if shutil.which(command.argv[0], path=path) is None:
+            programs[command.argv[0]] = spec.engine_name
+    for program, engine in programs.items():
+        yield f"engine {engine}: its program {program} is not on PATH of this machine"
+
+
+def _missing_tokens(config: "ClusterConfig") -> Iterator[str]:
+    from launcher.engines.tgi import TOKEN_VARIABLES
+
+    for model in config.models:
+        engine = config.engine_of(model)
+        known = {**os.environ, **engine.env}
+        if engine.name != "tgi" or Path(model.id).expanduser().exists():
+            continue
+        if not any(known.get(name) for name in TOKEN_VARIABLES):
+            yield (
+                f"model {model.id}: neither HF_TOKEN nor engine.env sets a token of the hub; "
+                "gated and private models cannot be downloaded without"
+            )
+
+
+def _open_endpoint(router: "RouterConfig") -> Iterator[str]:
+    """The endpoint itself asks nobody for a key: who reaches it may use it."""
+    if not _is_loopback(router.host):
+        yield (
+            f"router.host: anybody who reaches {router.host} may use the endpoint, which asks for "
+            "no key; keep it behind a firewall or a proxy that does, or use 127.0.0.1"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return host == "localhost"

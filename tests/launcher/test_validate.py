@@ -14,6 +14,11 @@ from launcher.commands import version as version_command
 def check(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    program = tmp_path / "bin" / "text-generation-launcher"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
 
     def check(text):
         Path("c.yaml").write_text(text)
@@ -28,7 +33,7 @@ def test_a_good_file_is_told_back(check):
     text = """\
 cluster: lab
 models:
-  - {id: org/small, name: small, devices: [0, 1], quantize: awq}
+  - {id: org/small, name: small, devices: [0, cuda:1], quantize: awq}
   - {id: org/large, replicas: 1, engine: simulator}
 engine: {name: tgi, version: "3.3.5"}
 runtime: {first_port: 32000}
@@ -40,7 +45,7 @@ router: {host: "::1", port: 9000, policy: round_robin}
             "c.yaml: fine",
             "  cluster  lab, state in /state/gpu-fleet/lab",
             "  endpoint http://[::1]:9000, policy round_robin",
-            "  model    small: 2 replicas of tgi 3.3.5, on 0, 1, awq",
+            "  model    small: 2 replicas of tgi 3.3.5, on 0, cuda:1, awq",
             "  model    org/large: 1 replica of simulator",
             "  runtime  process, replicas on 127.0.0.1 from port 32000",
         ],
@@ -89,3 +94,36 @@ def test_the_version_is_the_installed_one(capsys):
     assert version_command.run() == 0
     pattern = rf"gpu-fleet {re.escape(version('gpu-fleet'))} \(Python 3\.\d+\.\d+\S*\)\n"
     assert re.fullmatch(pattern, capsys.readouterr().out)
+
+
+TGI = "models: [org/small]\nengine: tgi\n"
+
+
+def test_a_program_that_is_not_there_is_a_warning(check, monkeypatch):
+    assert check(TGI)[2] == []
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, out, err = check(TGI)
+    assert (code, out[0]) == (0, "c.yaml: fine")
+    [said] = err
+    assert said.startswith("warning: engine tgi: its program text-generation-launcher is not on")
+
+
+def test_a_hub_model_without_a_token_is_a_warning(check, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    [said] = check(TGI)[2]
+    assert said.startswith("warning: model org/small: neither HF_TOKEN nor")
+    assert check(TGI.replace("engine: tgi", "engine: {name: tgi, env: {HF_TOKEN: t}}"))[2] == []
+    assert check(TGI.replace("org/small", str(tmp_path)))[2] == []  # on this disk
+    assert check("models: [org/small]")[2] == []  # the simulator downloads nothing
+
+
+@pytest.mark.parametrize(
+    ("host", "warns"),
+    [("127.0.0.1", 0), ("localhost", 0), ("::1", 0), ("0.0.0.0", 1), ("::", 1), ("gpu.lan", 1)],
+)
+def test_an_endpoint_that_others_reach_is_a_warning(check, host: str, warns: int):
+    for rest in ("models: [m]", "replicas: [http://h:1]"):
+        code, _, err = check(f"router: {{host: '{host}'}}\n{rest}")
+        assert code == 0
+        assert len([line for line in err if line.startswith("warning: router.host")]) == warns
