@@ -46,8 +46,9 @@ CURLS = containing("curl ")
 SHOWN = re.findall(r"^```sh\n(curl .*?)^```\n```\w*\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 ASKS = containing("launcher ask")
 CHECKS = containing("launcher validate", "launcher schema")
-VERBS = containing("up -d", "status", "logs", "drain", "down")
+VERBS = [command for command in containing("launcher ") if command not in (*ASKS, *CHECKS)]
 ROUTERS = containing(".venv/bin/router")
+BENCHES = containing("tests.bench")
 
 
 class Shell:
@@ -121,7 +122,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def test_no_command_is_left_out() -> None:
-    known = [*INSTALLS, *CURLS, *ASKS, *CHECKS, *VERBS, *ROUTERS]
+    known = [*INSTALLS, *CURLS, *ASKS, *CHECKS, *VERBS, *ROUTERS, *BENCHES]
     assert [command for command in COMMANDS if command.strip() and command not in known] == []
     assert len(INSTALLS) == 2
     assert len(SHOWN) == len(CURLS) == 2
@@ -179,6 +180,15 @@ def test_router_alone_serves_and_stops(shell: Shell, command: str) -> None:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=START_S)
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("command", BENCHES)
+def test_the_benchmark_takes_the_options_shown(shell: Shell, command: str) -> None:
+    """That it runs to its end is tested where it lives."""
+    help_text = shell.run(command.split(" --")[0] + " --help")
+    options = [word for word in command.split() if word.startswith("--")]
+    assert options
+    assert [option for option in options if option not in help_text] == []
 
 
 def _closed_port(_: re.Match[str]) -> str:
