@@ -70,14 +70,18 @@ def tail(path: Path, lines: int) -> list[str]:
 def last_words(path: Path) -> str:
     """The most telling of the last lines: the last error, else the last warning, else the last.
 
-    Without its time, and never one of level INFO or below: those say what went well. Nor is a line
-    in JSON without a level quoted: it is about a call, not about why a program ended.
+    Without its time, and never one of level INFO or below: those say what went well, and a warning
+    that one of them follows was got over. Nor is a line in JSON without a level quoted: it is about
+    a call, not about why a program ended.
     """
-    said = [_level_and_words(line) for line in tail(path, _LAST_WORDS_LINES)]
-    lines = [(level, words) for level, words in said if words and level not in _SMALL_TALK]
-    errors = [words for level, words in lines if level in _GRAVE or _ERROR.search(words)]
-    warnings = [words for level, words in lines if level]
-    others = [words for _, words in lines]
+    errors, warnings, others = [], [], []
+    for level, words in map(_level_and_words, tail(path, _LAST_WORDS_LINES)):
+        if level in _SMALL_TALK:
+            warnings, others = [], []
+        elif level in _GRAVE or _ERROR.search(words):
+            errors.append(words)
+        elif words:
+            (warnings if level else others).append(words)
     return next(iter(errors[-1:] or warnings[-1:] or others[-1:]), "")[:_LAST_WORDS_CHARS]
 
 

@@ -78,7 +78,8 @@ def heading(status: ClusterStatus, command: Command = _DEFAULT) -> Iterator[str]
         router += f", pid {status.router.pid}"
     if status.router.restarts:
         router += f", restarts {status.router.restarts}"
-    yield f"launcher: {launcher}   router: {router}   {summary(status)}"
+    yield f"launcher: {launcher}   router: {router}"
+    yield summary(status)
     if status.launcher_pid is None and any(replica.pid for replica in status.replicas):
         yield f"No launcher restarts what fails; `{command('up')}` adopts what runs."
 

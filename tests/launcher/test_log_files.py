@@ -62,6 +62,7 @@ def test_tail_of_nothing_is_empty(path) -> None:
         ("2026-01-02T03:04:05.6Z  INFO x: no errors\nKilled\n", "Killed"),
         ("2026-01-02T03:04:05.6Z  ERROR x: bad\n2026-01-02 03:04:06,1 INFO bye\n", "ERROR x: bad"),
         ("2026-01-02T03:04:05.6Z \x1b[33m WARN\x1b[0m x: low\nbye\n", "WARN x: low"),
+        ("2026-01-02T03:04:05Z WARN x: low\n2026-01-02T03:04:06Z INFO x: Connected\n", ""),
         ('{"timestamp":"t","level":"INFO","message":"ok"}\n', ""),
         (
             '{"timestamp":"t","level":"ERROR","fields":{"message":"bad"},"target":"x"}\n',
