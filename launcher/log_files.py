@@ -74,10 +74,13 @@ def last_words(path: Path) -> str:
     that one of them follows was got over. Nor is a line in JSON without a level quoted: it is about
     a call, not about why a program ended.
     """
-    errors, warnings, others = [], [], []
+    errors: list[str] = []
+    warnings: list[str] = []
+    others: list[str] = []
     for level, words in map(_level_and_words, tail(path, _LAST_WORDS_LINES)):
         if level in _SMALL_TALK:
-            warnings, others = [], []
+            warnings.clear()
+            others.clear()
         elif level in _GRAVE or _ERROR.search(words):
             errors.append(words)
         elif words:
