@@ -2,7 +2,7 @@
 
 Every verb is a file in `commands`, imported only when it is called, so that help is fast. Expected
 trouble is one `error:` line and the error's own exit code (2: config, 1: the rest), Ctrl-C is 130,
-and anything unexpected is a bug: a traceback and exit code 3.
+and anything unexpected is a bug: a traceback and exit code 70.
 """
 
 import os
@@ -20,7 +20,7 @@ from router.errors import OperatorError
 
 P = ParamSpec("P")
 INTERRUPTED = 130
-BUG = 3
+BUG = 70  # EX_SOFTWARE; 3 is what `status` says when nothing runs
 
 app = typer.Typer(
     name="launcher",

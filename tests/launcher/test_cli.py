@@ -27,7 +27,7 @@ def run(*args: str) -> int:
         (ConfigError([ConfigProblem("f", 3, "a", "x", "y")]), 2, "error: f:3: a: found x, expect"),
         (OperatorError("one\ntwo"), 1, "error: one\nerror: two\n"),
         (KeyboardInterrupt(), 130, ""),
-        (ZeroDivisionError("oops"), 3, "This is a bug in gpu-fleet"),
+        (ZeroDivisionError("oops"), 70, "This is a bug in gpu-fleet"),
     ],
 )
 def test_trouble_becomes_a_message_and_an_exit_code(
@@ -41,7 +41,7 @@ def test_trouble_becomes_a_message_and_an_exit_code(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert said in captured.err
-    assert ("Traceback" in captured.err) == (code == 3)
+    assert ("Traceback" in captured.err) == (code == 70)
 
 
 def test_up_without_a_config_explains_the_two_next_steps(monkeypatch, tmp_path, capsys) -> None:
