@@ -109,8 +109,13 @@ def status(
 ) -> int:
     """Show what runs right now.
 
-    Exit code: 0 when everything is ready (drained replicas count), 1 when something runs but not
-    all of it, 3 when nothing runs. The same with --json.
+    Exit code, with and without --json:
+
+    0 when everything is ready, drained replicas included;
+
+    1 when something runs but not all of it;
+
+    3 when nothing runs.
     """
     from launcher.commands import status as command
 
