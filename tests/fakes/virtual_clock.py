@@ -22,6 +22,10 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self.now_s
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Without Python 3.12's deadline: threads take real time, this clock would jump over it."""
+        await super().shutdown_default_executor()
+
 
 class _JumpingSelector(selectors.DefaultSelector):
     def __init__(self, loop: VirtualClockLoop) -> None:
