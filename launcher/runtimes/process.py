@@ -153,8 +153,11 @@ class ProcessRuntime:
 
     async def _kill_rest(self, handle: Handle, process: ProcessId) -> None:
         deadline_s = time.monotonic() + _KILL_WAIT_S
+        seen: set[ProcessId] = set()
         while True:
-            members = self._members(handle)
+            # One that is being taken down has no marks any more, but still holds its GPU.
+            seen.update(self._members(handle))
+            members = [member for member in seen if processes.is_running(member)]
             if not members:
                 break
             if time.monotonic() >= deadline_s:
