@@ -85,8 +85,11 @@ class ProcessRuntime:
 
     async def owned(self) -> list[Handle]:
         by_ref = {handle.ref: handle for handle in self._recorded()}
+        starts = {(handle.replica_id, handle.generation) for handle in by_ref.values()}
         for handle in self._marked():
-            by_ref.setdefault(handle.ref, handle)
+            # A leader may have dropped its marks and its children kept theirs: that is one start.
+            if (handle.replica_id, handle.generation) not in starts:
+                by_ref.setdefault(handle.ref, handle)
         for handle in by_ref.values():
             with suppress(ValueError):
                 self._ports.setdefault(handle.replica_id, (_port_of(handle.base_url),))

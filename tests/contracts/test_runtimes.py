@@ -35,6 +35,14 @@ PARENT = """
     print("up", flush=True)
     time.sleep(600)
 """
+# A wrapper that empties its environment after it has started its shards.
+UNMARKED_PARENT = """
+    import os, subprocess, sys
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    print("child", child.pid, flush=True)
+    program = "print('up', flush=True); import time; time.sleep(600)"
+    os.execve(sys.executable, [sys.executable, "-c", program], {})
+"""
 # What a setproctitle-using engine does to its environment as /proc shows it.
 SCRUBBED = """
     import os, sys, time
@@ -167,6 +175,17 @@ async def test_children_of_a_dead_replica_do_not_keep_the_gpu(runtime: ProcessRu
     assert handle.pid is not None
     os.kill(handle.pid, signal.SIGKILL)
     await asyncio.wait_for(runtime.wait(handle), 10)
+    await runtime.stop(handle, grace_s=0.0)
+    assert not processes.is_running(child)
+
+
+async def test_a_start_whose_leader_dropped_its_marks_is_found_once(
+    runtime: ProcessRuntime,
+) -> None:
+    """Taken for two starts, the children would be stopped as strays of the adopted leader."""
+    handle = await runtime.start(spec_of(UNMARKED_PARENT), 1)
+    child = child_of(await up(runtime, handle))
+    assert await runtime.owned() == [handle]
     await runtime.stop(handle, grace_s=0.0)
     assert not processes.is_running(child)
 
