@@ -46,6 +46,7 @@ class App:
         listener: socket.socket,
         *,
         state_dir: Path | None = None,
+        cluster: str | None = None,
         log: EventLog | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -65,6 +66,7 @@ class App:
         )
         self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
         self._state_dir = state_dir
+        self._cluster = cluster
         self._server: asyncio.Server | None = None
         self._edge = make_server(self.handlers, config)
         self._stopping = asyncio.Event()
@@ -79,7 +81,7 @@ class App:
         if replicas is not None:
             self.fleet.apply(replicas)
         else:
-            self.fleet.restore()
+            self.fleet.restore(self._cluster)
         if self._state_dir is not None:
             await self.admin.listen_unix(self._state_dir)
         admin = self.config.admin
@@ -92,7 +94,7 @@ class App:
         gc.freeze()  # what exists now lives as long as the router: do not look at it again
 
     def stop(self) -> None:
-        """Finish the calls in flight and end; a second time: end at once."""
+        """Finish the calls in flight and end; a second time (Ctrl-C twice): end at once."""
         if self._is_stopping:
             self._at_once.set()
         self._is_stopping = True
@@ -106,8 +108,8 @@ class App:
     async def run(self) -> None:
         """Serves until told to stop, then drains and closes."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)  # as often as anybody likes
+        loop.add_signal_handler(signal.SIGINT, self.stop)
         await self._stopping.wait()
         await self.drain()
         await self.close()

@@ -54,7 +54,7 @@ def serve(
     from router.app import App
 
     async def main() -> None:
-        app = App(settings.config, listener, state_dir=settings.state_dir)
+        app = App(settings.config, listener, state_dir=settings.state_dir, cluster=settings.cluster)
         try:
             await app.start(settings.replicas)
         except BaseException:

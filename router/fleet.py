@@ -193,14 +193,19 @@ class Fleet:
 
     # ---- the kept list ----
 
-    def restore(self) -> bool:
-        """Starts from the list kept last; a broken file counts as none and is said so."""
+    def restore(self, cluster: str | None = None) -> bool:
+        """Starts from the list kept last; a broken file counts as none and is said so.
+
+        A list of another cluster than the one given counts as none: the folder was used before.
+        """
         if self._state_file is None:
             return False
         try:
             if not self._state_file.exists():
                 return False
             kept = ReplicaList.model_validate_json(self._state_file.read_bytes())
+            if cluster is not None and kept.cluster != cluster:
+                return False
             self._draining = frozenset(kept.draining)
             self.apply(kept)
         except (OSError, ValidationError, ValueError) as exc:

@@ -11,6 +11,9 @@ from router.config.models import parse_base_url
 from router.errors import ConfigError, ConfigProblem, StartError
 from router.fleet import ReplicaEntry, ReplicaList
 
+DEFAULT_CLUSTER = "default"
+"""What a cluster config without a name is called, by the launcher too."""
+
 
 @dataclass(frozen=True, slots=True)
 class RouterOptions:
@@ -30,6 +33,8 @@ class Settings:
     replicas: ReplicaList | None
     """None: they come over the admin API, and until then from the state folder."""
     state_dir: Path | None
+    cluster: str | None = None
+    """As the cluster config names it; None without one."""
 
 
 def resolve(options: RouterOptions, *, has_listener: bool) -> Settings:
@@ -46,7 +51,8 @@ def resolve(options: RouterOptions, *, has_listener: bool) -> Settings:
         raise _problem("--replica", "no replica", "at least one URL, or --state-dir for a launcher")
     if options.state_dir is not None:
         _prepare(options.state_dir)
-    return Settings(config, _listed(configs) if configs else None, options.state_dir)
+    cluster = None if file.models is None else str(file.cluster or DEFAULT_CLUSTER)
+    return Settings(config, _listed(configs) if configs else None, options.state_dir, cluster)
 
 
 def _overridden(config: RouterConfig, options: RouterOptions) -> RouterConfig:

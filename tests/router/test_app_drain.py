@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 
 import pytest
@@ -178,6 +180,25 @@ async def test_stopping_twice_ends_at_once(running, wire, until):
     await until(lambda: rig.app.handlers.is_draining)
     rig.app.stop()
     assert b"error" in await client.chunk()
+    await run.ended()
+
+
+async def test_being_asked_politely_twice_cuts_nothing(running, wire, until):
+    """A launcher that takes over asks a router that drains already; its calls still finish."""
+    rig, run = await running(timeouts={"drain_s": 600})
+    rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.token(1)), wire.STALL)
+    client = await rig.client()
+    client.post("/generate_stream", GENERATE)
+    await client.head()
+    await client.chunk()
+    os.kill(os.getpid(), signal.SIGTERM)
+    await until(lambda: rig.app.handlers.is_draining)
+    os.kill(os.getpid(), signal.SIGTERM)
+    for _ in range(3):
+        await asyncio.sleep(0)  # the second signal's turn in the loop
+    assert rig.app.handlers.calls_running == 1
+    assert not rig.app._at_once.is_set()
+    client.leave()
     await run.ended()
 
 

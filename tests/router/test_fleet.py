@@ -290,6 +290,16 @@ def test_a_file_of_an_older_router_without_the_newer_fields_is_read(make, tmp_pa
     assert ids(fleet) == ["r0"]
 
 
+@pytest.mark.parametrize(("cluster", "is_ours"), [("c", True), ("other", False), (None, True)])
+def test_a_list_of_another_cluster_is_not_started_from(make, tmp_path, cluster, is_ours):
+    """A cluster renamed in place: its router would refuse every list of the new name."""
+    old = {"protocol": 1, "cluster": "c", "epoch": 3, "replicas": [ENTRY]}
+    (tmp_path / STATE_FILE).write_text(json.dumps(old))
+    fleet = make(tmp_path)
+    assert fleet.restore(cluster) is is_ours
+    assert fleet.cluster == ("c" if is_ours else "")
+
+
 def test_a_folder_in_the_files_place_is_said_and_survived(make, tmp_path):
     (tmp_path / STATE_FILE).mkdir()
     fleet = make(tmp_path)
