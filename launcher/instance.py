@@ -36,7 +36,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     ),
     Phase.LOADING: frozenset({Phase.READY, Phase.PENDING, Phase.DRAINING, Phase.FAILED}),
     Phase.READY: frozenset({Phase.PENDING, Phase.DRAINING, Phase.FAILED}),
-    Phase.DRAINING: frozenset({Phase.STOPPED, Phase.PENDING}),
+    Phase.DRAINING: frozenset({Phase.STOPPED, Phase.PENDING, Phase.FAILED}),
     Phase.STOPPED: frozenset({Phase.PENDING}),
     Phase.FAILED: frozenset({Phase.PENDING, Phase.STOPPED}),
 }

@@ -238,6 +238,7 @@ class RouterKeeper:
     async def _end(self, routers: list[ProcessId], grace_s: float) -> None:
         if grace_s > 0:
             exits.signal_all(routers, signal.SIGTERM)
+            exits.signal_all(routers, signal.SIGCONT)
             async with asyncio.TaskGroup() as group:
                 for process in routers:
                     group.create_task(exits.has_ended(process, grace_s))

@@ -212,7 +212,10 @@ class Supervisor:
             return
         self._log_drains(self._published, current)
         self._published = current
-        self._on_change(current)
+        try:
+            self._on_change(current)
+        except Exception:  # what is shown must not end what serves
+            log.exception("the display failed; nothing else did")
         try:
             # After a power cut nothing of it would be true: no need to wait for the disk.
             record = current.as_record()

@@ -55,6 +55,7 @@ def _forget(cluster: Cluster) -> None:
 async def _stop_launcher(launcher: ProcessId, timeout_s: float) -> None:
     print(f"launcher: pid {launcher.pid} stops everything (at most {timeout_s:g} s)", flush=True)
     processes.send_signal(launcher, signal.SIGTERM)
+    processes.send_signal(launcher, signal.SIGCONT)  # a stopped one (Ctrl-Z) takes no signal
     if await exits.has_ended(launcher, timeout_s):
         return
     print("launcher: not done in time, killed", flush=True)

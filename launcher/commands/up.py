@@ -105,7 +105,10 @@ def next_steps() -> str:
 
 async def _supervise(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, the kernel would eat exit codes
     for signum in _SIGNALS:
+        if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
+            continue  # nohup: it is meant to outlive the terminal
         loop.add_signal_handler(signum, supervisor.request_stop)
     await supervisor.run()
 
@@ -149,6 +152,8 @@ def _say(line: str) -> None:
     """Whoever reads may leave (`launcher up | head`); the cluster goes on."""
     try:
         print(line, flush=True)
+    except UnicodeEncodeError:
+        print(line.encode("ascii", "replace").decode(), flush=True)
     except OSError:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # for good
 
