@@ -43,6 +43,7 @@ class ReplicaStatus:
     max_tokens: int | None = None
     in_flight: int | None = None  # calls, from the router; None when it does not tell
     drained: bool = False  # by an operator: it runs, and could take calls
+    shunned: str = ""  # the router's word for why it sends nothing to a ready one; "" if it does
 
     @property
     def is_up(self) -> bool:
@@ -160,6 +161,9 @@ async def read(cluster: Cluster) -> ClusterStatus:
     return await _with_router_view(status, cluster) if routers else status
 
 
+SHUNNED = frozenset({"unhealthy", "ejected"})
+
+
 def overlay(
     replicas: Iterable[ReplicaStatus], router_state: dict[str, Any]
 ) -> tuple[ReplicaStatus, ...]:
@@ -172,10 +176,12 @@ def _overlaid(replica: ReplicaStatus, seen: dict[str, Any]) -> ReplicaStatus:
     # The record may be a beat old: what it shows as drained may be back by now.
     phase = Phase.READY if replica.drained and seen else replica.phase
     drained = phase is Phase.READY and seen.get("admin", "active") != "active"
+    health = str(seen.get("health", ""))
     return replace(
         replica,
         phase=Phase.DRAINING if drained else phase,
         in_flight=seen.get("requests"),
+        shunned=health if phase is Phase.READY and health in SHUNNED else "",
         drained=drained or (replica.drained and not seen),
     )
 

@@ -176,7 +176,11 @@ def _below(status: ClusterStatus, command: Command) -> Iterator[str]:
         yield f"router: {status.router.reason}"
     for replica in status.replicas:
         is_away = replica.phase in (Phase.PENDING, Phase.FAILED, Phase.STOPPED)
-        if replica.drained or (is_away and replica.reason and not status.is_stopping):
+        if (
+            replica.drained
+            or replica.shunned
+            or (is_away and replica.reason and not status.is_stopping)
+        ):
             yield f"{replica.id}: {_detail(replica, command)}"
 
 
@@ -184,6 +188,8 @@ def _detail(replica: ReplicaStatus, command: Command) -> str:
     calls = replica.in_flight
     if replica.drained:
         return _drained(replica, command)
+    if replica.shunned:
+        return f"gets no calls: the router finds it {replica.shunned}"
     if replica.phase is Phase.READY:
         return f"{_calls(calls)} in flight" if calls else ""
     if replica.phase is Phase.DRAINING and calls is not None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from launcher import view
 from launcher.cluster import command_line
 from launcher.instance import Phase
-from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
+from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus, overlay
 
 READY = ReplicaStatus("replica-0", "m", Phase.READY, "http://127.0.0.1:31000", pid=7, ref="7/1/b")
 LOADING = ReplicaStatus("replica-1", "m", Phase.LOADING, pid=8, progress="downloading [1/2]")
@@ -132,3 +132,14 @@ def test_what_the_launcher_decided_is_told_once() -> None:
     assert next(view.transitions(None, noted)) == "replica-7: no longer wanted: stopped"
     assert list(view.transitions(noted, noted)) == []
     assert "no longer wanted" in rendered(noted, with_example=True)
+
+
+@pytest.mark.parametrize("health", ["unhealthy", "ejected"])
+def test_a_ready_replica_that_gets_no_calls_is_not_shown_as_well(health):
+    """It answers its health check now and then, or hangs: the process alone does not tell."""
+    seen = {"pools": [{"replicas": [{"id": READY.id, "health": health, "admin": "active"}]}]}
+    (replica,) = overlay([READY], seen)
+    text = rendered(status(replica))
+    assert f"gets no calls: the router finds it {health}" in text
+    (well,) = overlay([replica], {"pools": [{"replicas": [{"id": READY.id, "health": "healthy"}]}]})
+    assert "gets no calls" not in rendered(status(well))
