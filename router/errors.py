@@ -24,8 +24,8 @@ class Retry(Enum):
 class RouterError(Exception):
     """Ends a call or an attempt; the message is shown to the client and in the log."""
 
-    status: ClassVar[int] = 500
-    error_type: ClassVar[str] = "generation"
+    status: int = 500
+    error_type: str = "generation"
     retry: ClassVar[Retry] = Retry.NEVER
     hurts_health: ClassVar[bool] = False
     retry_after_s: int | None = None
@@ -164,8 +164,7 @@ class UpstreamRefusal(RouterError):
 
     def __init__(self, message: str, *, status: int, error_type: str) -> None:
         super().__init__(message)
-        self.status = status  # type: ignore[misc]  # the replica's own status, as sent
-        self.error_type = error_type  # type: ignore[misc]
+        self.status, self.error_type = status, error_type  # the replica's own, as sent
 
 
 class CallTimeout(RouterError):
@@ -181,8 +180,7 @@ class UpstreamFault(RouterError):
 
     def __init__(self, message: str, *, status: int = 424, error_type: str = "generation") -> None:
         super().__init__(message)
-        self.status = status  # type: ignore[misc]  # the replica's own status, as sent
-        self.error_type = error_type  # type: ignore[misc]
+        self.status, self.error_type = status, error_type  # the replica's own, as sent
 
 
 class PoisonCall(RouterError):

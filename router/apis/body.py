@@ -5,6 +5,7 @@ engines (RFC 8259, sections 4, 6 and 8). The error says which.
 """
 
 import json
+from collections import Counter
 from typing import Any, Never
 
 from router.errors import InvalidRequest
@@ -91,8 +92,7 @@ def _decode(document: str) -> Any:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {json.dumps(twice[:80])} stands twice")
     return values
 
