@@ -230,11 +230,19 @@ class PlacementError(OperatorError):
 
 
 class StartError(OperatorError):
-    """A replica, or the router, could not be started. `recoverable`: trying again may help."""
+    """A replica, or the router, could not be started.
 
-    def __init__(self, message: str, *, recoverable: bool = True) -> None:
+    `recoverable`: trying again may help; `is_slow`: but not soon, somebody has to see to it first.
+    """
+
+    def __init__(self, message: str, *, recoverable: bool = True, is_slow: bool = False) -> None:
         super().__init__(message)
         self.recoverable = recoverable
+        self.is_slow = is_slow
+
+
+class RuntimeAway(OperatorError):
+    """What runs the replicas (the Docker Engine) does not answer; nothing is known of them."""
 
 
 class StopError(OperatorError):

@@ -4,6 +4,7 @@ The supervisor decides what runs; a runtime starts it, watches it and stops it, 
 an earlier launcher started. `tests/contracts/test_runtimes.py` holds each runtime to this.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,10 @@ from typing import Protocol
 from launcher.exits import Exit
 from launcher.placement import ReplicaSpec
 
-__all__ = ["Exit", "Handle", "Runtime"]
+__all__ = ["Exit", "Handle", "Runtime", "Say"]
+
+Say = Callable[[str], None]
+"""Told how far a start is, for people: `pulling the image: 1.2 of 9.8 GB`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,25 +25,40 @@ class Handle:
     runtime: str
     replica_id: str
     generation: int  # grows with every start of this replica, also across launchers
-    ref: str  # the runtime's own name for it; for processes, pid/start time/boot
+    ref: str  # the runtime's own name for it: pid/start time/boot, or a container's id
     base_url: str
-    fingerprint: str
-    pid: int | None = None
+    fingerprint: str  # "" for one whose spec is not known
+    pid: int | None = None  # as this machine sees it; None where that is not known
+    devices: tuple[str, ...] = ()  # what it was given, so that a new plan can leave it there
+
+    @property
+    def shown(self) -> str:
+        """How people find it: `pid 4711`, or `container 3f2a9c1b7d10`."""
+        if self.runtime == "process":
+            return f"pid {self.pid}"
+        return f"{'container' if self.runtime == 'docker' else self.runtime} {self.ref[:12]}"
 
 
 class Runtime(Protocol):
-    """Starts, watches and stops replicas. Everything may be called again without harm."""
+    """Starts, watches and stops replicas. Everything may be called again without harm.
+
+    RuntimeAway (recoverable) is raised wherever what runs replicas does not answer.
+    """
 
     name: str
 
-    async def start(self, spec: ReplicaSpec, generation: int) -> Handle:
-        """Start it and return at once; raises StartError. Leaves nothing behind when it raises."""
+    async def prepare(self, specs: Sequence[ReplicaSpec], say: Say) -> None:
+        """Make sure that all could start: what runs replicas answers, and nobody else has this
+        cluster. Raises StartError, RuntimeAway; fetches nothing."""
+
+    async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
+        """Start it and return once it runs; raises StartError. Leaves nothing behind then."""
 
     async def wait(self, handle: Handle) -> Exit:
         """Return when it has ended. Cancelling the wait does nothing to the replica."""
 
-    def poll(self, handle: Handle) -> Exit | None:
-        """None while it runs."""
+    async def poll(self, handle: Handle) -> Exit | None:
+        """None while it runs, or while nobody can tell."""
 
     async def stop(self, handle: Handle, grace_s: float) -> None:
         """End it and all it started: politely, and by force after `grace_s`.
@@ -50,7 +69,7 @@ class Runtime(Protocol):
     async def owned(self) -> list[Handle]:
         """All that runs for this cluster, whoever started it; an unknown one has no fingerprint."""
 
-    def is_serving_itself(self, handle: Handle) -> bool:
+    async def is_serving_itself(self, handle: Handle) -> bool:
         """Whether what answers at its URL is this replica, not another program on its port."""
 
     def last_generation(self, replica_id: str) -> int:
@@ -58,3 +77,9 @@ class Runtime(Protocol):
 
     def log_path(self, replica_id: str) -> Path:
         """The log of the replica's latest start."""
+
+    async def catch_up_log(self, replica_id: str) -> None:
+        """Bring that file up to date where no launcher has done so."""
+
+    async def aclose(self) -> None:
+        """Let go of connections and threads; replicas run on."""
