@@ -57,7 +57,8 @@ def parse_devices(value: Any) -> DeviceRequest:
             return DeviceRequest("count", value)
         case str():
             if value.isdecimal():
-                raise ValueError(f"cuda:{value} for that GPU, or {value} without quotes for so many")
+                so_many = f"{value} without quotes for so many"
+                raise ValueError(f"cuda:{value} for that GPU, or {so_many}")
             return DeviceRequest("named", groups=((parse_device(value),),))
         case list() | tuple():
             return DeviceRequest("named", groups=tuple(_groups(value)))

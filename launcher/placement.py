@@ -1,27 +1,36 @@
-"""Which replicas a config asks for, and on which devices. Pure: it looks at no machine.
+"""Which replicas a config asks for, and on which GPUs. Pure: the machine's GPUs are an argument.
 
-Called by the supervisor, at every change of the config. A spec's fingerprint says whether a running
-replica is still what the config wants; ports and addresses are no part of it.
+Called by the supervisor at every change of the config, and by every verb that names replicas. A
+spec's fingerprint says whether a running replica is still what the config wants; ports and
+addresses are no part of it. Where the machine tells no GPUs, devices stay as they were written.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from launcher.config import ClusterConfig, EngineConfig, ModelConfig
+from launcher.assignment import assign, wanted_models
+from launcher.config import MAX_REPLICAS, ClusterConfig, EngineConfig, ModelConfig
+from launcher.device_request import Group
 from launcher.engines import ENGINES
+from launcher.engines.base import Mount
 from launcher.engines.flags import Arg
+from launcher.gpu import Inventory
 
 _MAX_SLUG = 40
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaSpec:
-    """One replica as the config wants it. `model` is the name clients use, `model_id` the hub's."""
+    """One replica as the config wants it. `model` is the name clients use, `model_id` the hub's.
+
+    `devices` are GPU UUIDs, or `cuda:N` where the machine does not tell them; several: one shard
+    on each; none: it needs no GPU. `memory_fraction` is how much of each it may use.
+    """
 
     id: str
     model: str
@@ -32,12 +41,20 @@ class ReplicaSpec:
     max_input_tokens: int | None
     max_total_tokens: int | None
     devices: tuple[str, ...]
+    memory_fraction: float | None
     engine_name: str
     engine_version: str | None
+    image: str | None
     args: Mapping[str, Arg] = field(hash=False)
     env: Mapping[str, str] = field(hash=False, repr=False)  # may hold an access token
+    volumes: tuple[Mount, ...]
+    shm_bytes: int | None
     start_timeout_s: float
     fingerprint: str
+
+    @property
+    def shards(self) -> int:
+        return max(1, len(self.devices))
 
     @property
     def dialect(self) -> str:
@@ -55,66 +72,87 @@ class ReplicaSpec:
         return _whole(self.args.get("max-batch-total-tokens"))
 
 
-def replica_specs(config: ClusterConfig) -> list[ReplicaSpec]:
-    """Every replica, in the config's order; ids are stable as long as models keep their names."""
-    specs: list[ReplicaSpec] = []
-    indices = _free_indices(config)
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """What is decided by what fits: how weights are compressed, and the share of the GPU."""
+
+    quantize: str | None = None
+    memory_fraction: float | None = None
+
+
+Size = Callable[[ModelConfig, EngineConfig, tuple[str, ...]], Sizing]
+
+
+def as_written(model: ModelConfig, engine: EngineConfig, devices: tuple[str, ...]) -> Sizing:
+    """Nothing is decided: `quantize: auto` stays so. Enough for verbs that start nothing."""
+    return Sizing(model.quantize)
+
+
+def replica_specs(
+    config: ClusterConfig,
+    inventory: Inventory | None = None,
+    running: Mapping[str, tuple[str, ...]] = {},
+    size: Size = as_written,
+) -> list[ReplicaSpec]:
+    """Every replica, in the config's order; ids are stable as long as models keep their names.
+
+    `running`: by replica id, the devices of what runs, which stays there where devices are chosen.
+    Raises PlacementError when the GPUs are not there, or are not enough.
+    """
     slugs = _slugs([model.served_name for model in config.models])
-    for model, slug in zip(config.models, slugs, strict=True):
-        engine = config.engine_of(model)
-        for position in range(model.replicas):
-            device = _device(model, engine, position, indices)
-            specs.append(_spec(f"{slug}-{position}", model, engine, position, device))
-    return specs
+    groups = assign(
+        wanted_models(config), inventory, [_running_of(slug, running) for slug in slugs]
+    )
+    return [
+        _spec(f"{slug}-{position}", model, config.engine_of(model), position, devices, size)
+        for slug, model, given in zip(slugs, config.models, groups, strict=True)
+        for position, devices in enumerate(given)
+    ]
+
+
+def _running_of(slug: str, running: Mapping[str, Group]) -> list[Group | None]:
+    return [running.get(f"{slug}-{position}") for position in range(MAX_REPLICAS if running else 0)]
 
 
 def _spec(
-    replica_id: str, model: ModelConfig, engine: EngineConfig, position: int, device: str | None
+    replica_id: str,
+    model: ModelConfig,
+    engine: EngineConfig,
+    position: int,
+    devices: Group,
+    size: Size,
 ) -> ReplicaSpec:
+    sizing = size(model, engine, devices)
     wanted: dict[str, Any] = {
         "model_id": model.id,
         "revision": model.revision,
         "dtype": model.dtype,
-        "quantize": model.quantize,
+        "quantize": sizing.quantize,
         "max_input_tokens": model.max_input_tokens,
         "max_total_tokens": model.max_total_tokens,
-        "devices": () if device is None else (device,),
+        "devices": devices,
+        "memory_fraction": sizing.memory_fraction,
         "engine_name": engine.name,
         "engine_version": engine.version,
+        "image": engine.image,
         "args": engine.args_at(position),
         "env": dict(engine.env),
+        "volumes": tuple(engine.volumes),
+        "shm_bytes": engine.shm_size,
     }
     return ReplicaSpec(
         id=replica_id,
         model=model.served_name,
         start_timeout_s=engine.start_timeout_s,
-        fingerprint=_fingerprint(wanted),
+        fingerprint=_fingerprint({**wanted, "served_name": model.served_name}),
         **wanted,
     )
 
 
 def _fingerprint(wanted: dict[str, Any]) -> str:
     """Changes when a running replica would have to be replaced, and only then."""
-    text = json.dumps(wanted, sort_keys=True)
+    text = json.dumps(wanted, sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _device(
-    model: ModelConfig, engine: EngineConfig, position: int, indices: Iterator[str]
-) -> str | None:
-    """The named device; for an engine that needs one and has none named, the next free index."""
-    if model.devices:
-        return model.devices[position]
-    return next(indices) if ENGINES[engine.name].uses_gpu else None
-
-
-def _free_indices(config: ClusterConfig) -> Iterator[str]:
-    named = {device for model in config.models for device in model.devices or ()}
-    index = 0
-    while True:
-        if str(index) not in named:
-            yield str(index)
-        index += 1
 
 
 def _slugs(names: list[str]) -> list[str]:
