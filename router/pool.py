@@ -12,7 +12,7 @@ from router.config import HealthConfig
 from router.dialects import DIALECTS, EngineInfo
 from router.estimates import Estimates
 from router.health import Event, Health, State
-from router.replica import Admin, Replica
+from router.replica import LEAVING, Admin, Replica
 
 FIRST_START_S = 15.0
 """How long a start takes, until one was seen."""
@@ -196,7 +196,9 @@ class Pool:
 
 
 def _may_take(replica: Replica) -> bool:
-    return replica.admin is Admin.ACTIVE and replica.port != 0
+    """Neither an operator nor the launcher is taking it out."""
+    is_leaving = replica.phase == LEAVING
+    return replica.admin is Admin.ACTIVE and replica.port != 0 and not is_leaving
 
 
 def _is_same(replica: Replica, member: Member) -> bool:

@@ -25,6 +25,8 @@ class Admin(Enum):
 
 COMING = frozenset({"", "pending", "starting", "loading", "ready", "draining"})
 """Phases in which a replica serves or may soon; "" when nobody tells (the router is alone)."""
+LEAVING = "draining"
+"""The launcher is about to stop it: it finishes what it has."""
 
 
 @dataclass(eq=False, slots=True)

@@ -43,6 +43,18 @@ async def test_a_phase_is_followed_without_a_new_replica(world):
         assert replica.phase == phase
 
 
+async def test_one_that_the_launcher_is_about_to_stop_gets_no_more_calls(world):
+    one = world()
+    [replica] = one.add("a")
+    one.pool.on_event(replica, Event.PROBE_OK, "")
+    assert replica.is_usable
+    one.sync(one.member("a", phase="draining"))
+    assert not replica.is_usable
+    assert one.pool.can_come  # its successor will serve: calls wait
+    one.sync(one.member("a", phase="ready"))
+    assert replica.is_usable
+
+
 async def test_what_the_launcher_learned_later_is_taken_over(world):
     """The token budget stands in the start-up log, which ends after the port is known."""
     one = world()
