@@ -72,6 +72,17 @@ def describe_holder(port: int) -> str:
     return f"pid {pids[0]} ({command[:120]})" if command else f"pid {pids[0]}"
 
 
+def url_of(host: str, port: int) -> str:
+    """Where what listens there is reached from this machine."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def port_of(url: str) -> int:
+    """The inverse of `url_of`; ValueError when there is none."""
+    return int(url.rpartition(":")[2])
+
+
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen there now. StartError when `host` is not ours."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from launcher.config import ClusterConfig
 from launcher.exits import Exit
 from launcher.placement import ReplicaSpec
+from launcher.state import StateFolder
 
 __all__ = ["Exit", "Handle", "Runtime", "Say"]
 
@@ -46,6 +48,13 @@ class Runtime(Protocol):
     """
 
     name: str
+
+    @classmethod
+    def of(cls, config: ClusterConfig, folder: StateFolder) -> "Runtime":
+        """For that cluster, whose state is in `folder`. Connects to nothing yet."""
+
+    def use(self, config: ClusterConfig) -> None:
+        """Later starts follow this edited config; what runs goes on as it is."""
 
     async def prepare(self, specs: Sequence[ReplicaSpec], say: Say) -> None:
         """Make sure that all could start: what runs replicas answers, and nobody else has this

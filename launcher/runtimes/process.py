@@ -11,17 +11,19 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from launcher import exits, log_files, ports, processes
+from launcher.config import ClusterConfig
+from launcher.engines import ENGINES
 from launcher.engines.base import Command
 from launcher.placement import ReplicaSpec
 from launcher.processes import Marks, ProcessId
-from launcher.runtimes.base import Exit, Handle
+from launcher.runtimes.base import Exit, Handle, Say
+from launcher.runtimes.records import Records
 from launcher.spawn import spawn
 from launcher.state import StateFolder
 from router.errors import StartError, StateError, StopError
@@ -44,16 +46,35 @@ class ProcessRuntime:
         self._host = host
         self._first_port = first_port
         self._children = exits.Children()
+        self._records = Records(folder)
         # By replica, its own port first: given out, and kept for its next start.
         self._ports: dict[str, tuple[int, ...]] = {}
 
-    async def start(self, spec: ReplicaSpec, generation: int) -> Handle:
+    @classmethod
+    def of(cls, config: ClusterConfig, folder: StateFolder) -> "ProcessRuntime":
+        return cls(folder, _engine_command, config.runtime.host, config.runtime.first_port)
+
+    def use(self, config: ClusterConfig) -> None:
+        self._host, self._first_port = config.runtime.host, config.runtime.first_port
+
+    async def prepare(self, specs: Sequence[ReplicaSpec], say: Say) -> None:
+        """Nothing to do: this machine answers, and the lock on the state folder says whose."""
+
+    async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
         with ports.choosing():
             port, command = self._choose_port(spec)
-            handle = Handle(self.name, spec.id, generation, "", self._url(port), spec.fingerprint)
+            handle = Handle(
+                self.name,
+                spec.id,
+                generation,
+                "",
+                ports.url_of(self._host, port),
+                spec.fingerprint,
+                devices=spec.devices,
+            )
             try:
                 self._folder.create()
-                self._write_record(handle)
+                self._records.write(handle)
                 log_files.rotate(self.log_path(spec.id))
             except StateError as exc:
                 raise StartError(str(exc)) from exc
@@ -69,7 +90,7 @@ class ProcessRuntime:
         await exits.wait_ended(process)
         return self._children.exit_of(process)
 
-    def poll(self, handle: Handle) -> Exit | None:
+    async def poll(self, handle: Handle) -> Exit | None:
         process = ProcessId.parse(handle.ref)
         return None if processes.is_running(process) else self._children.exit_of(process)
 
@@ -92,11 +113,11 @@ class ProcessRuntime:
                 by_ref.setdefault(handle.ref, handle)
         for handle in by_ref.values():
             with suppress(ValueError):
-                self._ports.setdefault(handle.replica_id, (_port_of(handle.base_url),))
+                self._ports.setdefault(handle.replica_id, (ports.port_of(handle.base_url),))
         return list(by_ref.values())
 
-    def is_serving_itself(self, handle: Handle) -> bool:
-        pids = ports.holders_of(_port_of(handle.base_url))
+    async def is_serving_itself(self, handle: Handle) -> bool:
+        pids = ports.holders_of(ports.port_of(handle.base_url))
         # Nobody to be seen: a sandbox hides /proc/net, or the engine is another user's.
         if not pids or handle.pid is None:
             return True
@@ -104,23 +125,23 @@ class ProcessRuntime:
         return any(pid in members for pid in pids)
 
     def last_generation(self, replica_id: str) -> int:
-        name = self._record_name(replica_id)
-        record = self._folder.read_record(name)
-        generation = (record or {}).get("generation")
-        if isinstance(generation, int):
-            return generation
-        # A broken record must not make the router take a new start for an old one.
-        return int(time.time()) if (self._folder.path / name).exists() else 0
+        return self._records.last_generation(replica_id)
 
     def log_path(self, replica_id: str) -> Path:
         return self._folder.log(replica_id)
+
+    async def catch_up_log(self, replica_id: str) -> None:
+        """Nothing to do: replicas write their logs themselves."""
+
+    async def aclose(self) -> None:
+        """Nothing to do: nothing is held."""
 
     # ---- starting
 
     def _choose_port(self, spec: ReplicaSpec) -> tuple[int, Command]:
         """A free port, its last one if that is free, and the command for it."""
         others = {p for owner, given in self._ports.items() if owner != spec.id for p in given}
-        others |= {_port_of(url) for url in processes.marked_urls()}
+        others |= {ports.port_of(url) for url in processes.marked_urls()}
         preferred = self._ports.get(spec.id, (None,))[0]
         for port in ports.free_ports(self._host, self._first_port, others, preferred):
             command = self._command_of(spec, port, self._host)
@@ -130,10 +151,6 @@ class ProcessRuntime:
         raise StartError(
             f"no free port from {self._first_port} on {self._host}; set runtime.first_port"
         )
-
-    def _url(self, port: int) -> str:
-        reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._host, self._host)
-        return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
     def _environ(self, command: Command, handle: Handle) -> dict[str, str]:
         marks = Marks(
@@ -147,7 +164,7 @@ class ProcessRuntime:
 
     async def _record_or_kill(self, handle: Handle) -> None:
         try:
-            self._write_record(handle)
+            self._records.write(handle)
         except StateError as exc:
             await self.stop(handle, grace_s=0.0)
             raise StartError(str(exc)) from exc
@@ -180,40 +197,12 @@ class ProcessRuntime:
 
     # ---- finding again
 
-    def _record_name(self, replica_id: str) -> str:
-        return f"replicas/{replica_id}.json"
-
-    def _write_record(self, handle: Handle) -> None:
-        self._folder.write_record(
-            self._record_name(handle.replica_id),
-            {
-                "replica_id": handle.replica_id,
-                "generation": handle.generation,
-                "process": handle.ref,
-                "url": handle.base_url,
-                "fingerprint": handle.fingerprint,
-            },
-        )
-
     def _recorded(self) -> Iterable[Handle]:
-        for path in sorted((self._folder.path / "replicas").glob("*.json")):
-            record = self._folder.read_record(f"replicas/{path.name}") or {}
-            with suppress(KeyError, TypeError, ValueError):
-                handle = self._handle_from(record)
-                if processes.is_running(ProcessId.parse(handle.ref)):
-                    yield handle
-
-    def _handle_from(self, record: dict[str, Any]) -> Handle:
-        process = ProcessId.parse(record["process"])
-        handle = Handle(
-            self.name,
-            str(record["replica_id"]),
-            int(record["generation"]),
-            "",
-            str(record["url"]),
-            str(record["fingerprint"]),
-        )
-        return _with_process(handle, process)
+        for handle in self._records.handles(self.name):
+            with suppress(ValueError):
+                process = ProcessId.parse(handle.ref)
+                if processes.is_running(process):
+                    yield _with_process(handle, process)
 
     def _marked(self) -> Iterable[Handle]:
         """Per start, its leader; an orphaned member stands for a start whose leader is gone."""
@@ -238,12 +227,12 @@ class ProcessRuntime:
             )
 
 
+def _engine_command(spec: ReplicaSpec, port: int, host: str) -> Command:
+    return ENGINES[spec.engine_name].command(spec, port, host)
+
+
 def _with_process(handle: Handle, process: ProcessId) -> Handle:
     return replace(handle, ref=str(process), pid=process.pid)
-
-
-def _port_of(base_url: str) -> int:
-    return int(base_url.rpartition(":")[2])
 
 
 def _unkillable(handle: Handle, members: list[ProcessId]) -> str:

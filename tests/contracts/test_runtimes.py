@@ -64,13 +64,21 @@ def spec_of(code: str, replica_id: str = "replica-0", fingerprint: str = "f1") -
         max_input_tokens=None,
         max_total_tokens=None,
         devices=(),
+        memory_fraction=None,
         engine_name="simulator",
         engine_version=None,
+        image=None,
         args={},
         env={},
+        volumes=(),
+        shm_bytes=None,
         start_timeout_s=10.0,
         fingerprint=fingerprint,
     )
+
+
+def quiet(progress: str) -> None:
+    """Nobody is told."""
 
 
 def python_command(spec: ReplicaSpec, port: int, host: str) -> Command:
@@ -80,7 +88,7 @@ def python_command(spec: ReplicaSpec, port: int, host: str) -> Command:
 def make_runtime(kind: str, state_dir: Path) -> ProcessRuntime:
     folder = StateFolder(state_dir)
     folder.create()
-    return RUNTIMES[kind](folder, python_command, "127.0.0.1", 23_000)
+    return ProcessRuntime(folder, python_command, "127.0.0.1", 23_000)
 
 
 @pytest.fixture(params=sorted(RUNTIMES))
@@ -101,23 +109,23 @@ async def up(runtime: ProcessRuntime, handle: Handle) -> list[str]:
 
 
 async def test_start_returns_a_handle_of_a_running_replica(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 1)
+    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
     await up(runtime, handle)
-    assert runtime.poll(handle) is None
+    assert await runtime.poll(handle) is None
     assert (handle.replica_id, handle.generation, handle.fingerprint) == ("replica-0", 1, "f1")
     assert handle.pid is not None
     assert processes.session_of(handle.pid) == handle.pid
 
 
 async def test_wait_returns_the_exit_code(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of("import sys; sys.exit(3)"), 1)
+    handle = await runtime.start(spec_of("import sys; sys.exit(3)"), 1, quiet)
     found = await asyncio.wait_for(runtime.wait(handle), 10)
     assert (found.code, found.signal, found.oom) == (3, None, False)
-    assert runtime.poll(handle) == found  # asked again, it says the same
+    assert await runtime.poll(handle) == found  # asked again, it says the same
 
 
 async def test_wait_returns_the_signal_that_killed_it(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 1)
+    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
     assert handle.pid is not None
     os.kill(handle.pid, signal.SIGKILL)
     found = await asyncio.wait_for(runtime.wait(handle), 10)
@@ -126,51 +134,51 @@ async def test_wait_returns_the_signal_that_killed_it(runtime: ProcessRuntime) -
 
 
 async def test_cancelling_a_wait_leaves_the_replica_alone(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 1)
+    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(runtime.wait(handle), 0.05)
-    assert runtime.poll(handle) is None
+    assert await runtime.poll(handle) is None
 
 
 async def test_stop_lets_it_end_by_itself(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(POLITE), 1)
+    handle = await runtime.start(spec_of(POLITE), 1, quiet)
     await up(runtime, handle)
     await runtime.stop(handle, grace_s=10.0)
-    found = runtime.poll(handle)
+    found = await runtime.poll(handle)
     assert found is not None
     assert found.code == 7
 
 
 async def test_stop_kills_what_ignores_it_and_may_be_repeated(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(DEAF), 1)
+    handle = await runtime.start(spec_of(DEAF), 1, quiet)
     await up(runtime, handle)
     await runtime.stop(handle, grace_s=0.1)
     await runtime.stop(handle, grace_s=0.1)
-    found = runtime.poll(handle)
+    found = await runtime.poll(handle)
     assert found is not None
     assert found.signal == signal.SIGKILL
 
 
 async def test_stop_ends_a_stopped_process_politely(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(POLITE), 1)
+    handle = await runtime.start(spec_of(POLITE), 1, quiet)
     await up(runtime, handle)
     assert handle.pid is not None
     os.kill(handle.pid, signal.SIGSTOP)
     await runtime.stop(handle, grace_s=10.0)
-    found = runtime.poll(handle)
+    found = await runtime.poll(handle)
     assert found is not None
     assert found.code == 7
 
 
 async def test_stop_takes_the_children_along(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(PARENT), 1)
+    handle = await runtime.start(spec_of(PARENT), 1, quiet)
     child = child_of(await up(runtime, handle))
     await runtime.stop(handle, grace_s=5.0)
     assert not processes.is_running(child)
 
 
 async def test_children_of_a_dead_replica_do_not_keep_the_gpu(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(PARENT), 1)
+    handle = await runtime.start(spec_of(PARENT), 1, quiet)
     child = child_of(await up(runtime, handle))
     assert handle.pid is not None
     os.kill(handle.pid, signal.SIGKILL)
@@ -183,7 +191,7 @@ async def test_a_start_whose_leader_dropped_its_marks_is_found_once(
     runtime: ProcessRuntime,
 ) -> None:
     """Taken for two starts, the children would be stopped as strays of the adopted leader."""
-    handle = await runtime.start(spec_of(UNMARKED_PARENT), 1)
+    handle = await runtime.start(spec_of(UNMARKED_PARENT), 1, quiet)
     child = child_of(await up(runtime, handle))
     assert await runtime.owned() == [handle]
     await runtime.stop(handle, grace_s=0.0)
@@ -193,7 +201,7 @@ async def test_a_start_whose_leader_dropped_its_marks_is_found_once(
 async def test_another_runtime_finds_and_stops_what_the_first_started(
     runtime: ProcessRuntime, tmp_path: Path
 ) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 4)
+    handle = await runtime.start(spec_of(SLEEP), 4, quiet)
     await up(runtime, handle)
     other = make_runtime(runtime.name, tmp_path / "state")
     assert await other.owned() == [handle]
@@ -207,7 +215,7 @@ async def test_another_runtime_finds_and_stops_what_the_first_started(
 async def test_a_start_whose_record_was_lost_is_found_by_its_marks(
     runtime: ProcessRuntime, tmp_path: Path
 ) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 2)
+    handle = await runtime.start(spec_of(SLEEP), 2, quiet)
     await up(runtime, handle)
     (tmp_path / "state/replicas/replica-0.json").write_text('{"half a rec')
     other = make_runtime(runtime.name, tmp_path / "state")
@@ -218,7 +226,7 @@ async def test_a_start_whose_record_was_lost_is_found_by_its_marks(
 async def test_a_replica_that_scrubbed_its_environment_is_found_by_its_record(
     runtime: ProcessRuntime, tmp_path: Path
 ) -> None:
-    handle = await runtime.start(spec_of(SCRUBBED), 1)
+    handle = await runtime.start(spec_of(SCRUBBED), 1, quiet)
     await up(runtime, handle)
     assert await make_runtime(runtime.name, tmp_path / "state").owned() == [handle]
 
@@ -226,7 +234,7 @@ async def test_a_replica_that_scrubbed_its_environment_is_found_by_its_record(
 async def test_orphans_of_a_start_are_owned_but_wanted_by_nobody(
     runtime: ProcessRuntime, tmp_path: Path
 ) -> None:
-    handle = await runtime.start(spec_of(PARENT), 1)
+    handle = await runtime.start(spec_of(PARENT), 1, quiet)
     child = child_of(await up(runtime, handle))
     assert handle.pid is not None
     os.kill(handle.pid, signal.SIGKILL)
@@ -241,7 +249,7 @@ async def test_orphans_of_a_start_are_owned_but_wanted_by_nobody(
 async def test_a_recycled_pid_is_neither_found_nor_signalled(
     runtime: ProcessRuntime, tmp_path: Path
 ) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 1)
+    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
     victim = ProcessId.parse(handle.ref)
     earlier = ProcessId(victim.pid, victim.start_ticks - 100, victim.boot)
     assert not processes.send_signal(earlier, signal.SIGKILL)
@@ -250,30 +258,30 @@ async def test_a_recycled_pid_is_neither_found_nor_signalled(
 
 
 async def test_each_replica_gets_a_port_of_its_own(runtime: ProcessRuntime) -> None:
-    first = await runtime.start(spec_of(SERVE, "replica-0"), 1)
-    second = await runtime.start(spec_of(SERVE, "replica-1"), 1)
+    first = await runtime.start(spec_of(SERVE, "replica-0"), 1, quiet)
+    second = await runtime.start(spec_of(SERVE, "replica-1"), 1, quiet)
     await up(runtime, first)
     await up(runtime, second)
     assert first.base_url != second.base_url
-    assert runtime.is_serving_itself(first)
-    assert runtime.is_serving_itself(second)
+    assert await runtime.is_serving_itself(first)
+    assert await runtime.is_serving_itself(second)
 
 
 async def test_a_port_in_use_is_not_given_out(runtime: ProcessRuntime) -> None:
-    probe = await runtime.start(spec_of(SLEEP), 1)
+    probe = await runtime.start(spec_of(SLEEP), 1, quiet)
     await runtime.stop(probe, grace_s=5.0)
     port = int(probe.base_url.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
-        again = await runtime.start(spec_of(SLEEP), 2)
+        again = await runtime.start(spec_of(SLEEP), 2, quiet)
         assert again.base_url != probe.base_url
 
 
 async def test_a_port_of_another_cluster_that_still_loads_is_not_given_out(
     runtime: ProcessRuntime, tmp_path: Path
 ) -> None:
-    loading = await runtime.start(spec_of(SLEEP), 1)  # it does not listen
+    loading = await runtime.start(spec_of(SLEEP), 1, quiet)  # it does not listen
     other = make_runtime(runtime.name, tmp_path / "other")
-    theirs = await other.start(spec_of(SLEEP), 1)
+    theirs = await other.start(spec_of(SLEEP), 1, quiet)
     try:
         assert theirs.base_url != loading.base_url
     finally:
@@ -283,10 +291,10 @@ async def test_a_port_of_another_cluster_that_still_loads_is_not_given_out(
 async def test_what_another_program_answers_is_not_taken_for_the_replica(
     runtime: ProcessRuntime,
 ) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 1)
+    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
     port = int(handle.base_url.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):
-        assert not runtime.is_serving_itself(handle)
+        assert not await runtime.is_serving_itself(handle)
 
 
 async def test_a_missing_program_is_not_tried_again(
@@ -300,7 +308,7 @@ async def test_a_missing_program_is_not_tried_again(
         23_000,
     )
     with pytest.raises(StartError, match="no-such-engine") as caught:
-        await missing.start(spec_of(SLEEP), 1)
+        await missing.start(spec_of(SLEEP), 1, quiet)
     assert not caught.value.recoverable
     assert await missing.owned() == []
 
@@ -319,7 +327,7 @@ async def test_nothing_is_left_when_the_start_cannot_be_recorded(
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(StartError, match="No space left on device"):
-        await runtime.start(spec_of(SLEEP), 1)
+        await runtime.start(spec_of(SLEEP), 1, quiet)
     assert await runtime.owned() == []
 
 
@@ -330,7 +338,7 @@ async def test_only_the_named_descriptors_reach_a_replica(
     os.set_inheritable(leaked, True)  # as a descriptor from our own parent would be
     try:
         code = "import os; print(sorted(os.listdir('/proc/self/fd')), flush=True); " + SLEEP
-        handle = await runtime.start(spec_of(code), 1)
+        handle = await runtime.start(spec_of(code), 1, quiet)
         assert (await up(runtime, handle))[0] == "['0', '1', '2', '3']"  # 3 is the listing's own
     finally:
         os.close(leaked)
@@ -338,7 +346,9 @@ async def test_only_the_named_descriptors_reach_a_replica(
 
 async def test_the_log_of_the_start_before_is_kept(runtime: ProcessRuntime) -> None:
     for generation in (1, 2):
-        handle = await runtime.start(spec_of(f"print('start {generation}')\n{SLEEP}"), generation)
+        handle = await runtime.start(
+            spec_of(f"print('start {generation}')\n{SLEEP}"), generation, quiet
+        )
         await up(runtime, handle)
         await runtime.stop(handle, grace_s=5.0)
     path = runtime.log_path("replica-0")
