@@ -21,6 +21,8 @@ class Ask:
     """Prompts of a /vertex call, each run as a call of its own inside the engine."""
     sequences: int = 1
     """Generations it starts: best_of, or the number of prompts. Each takes one permit."""
+    choices: int = 1
+    """Answers wanted to each prompt (`n`). TGI gives one whatever is asked."""
     input_chars: int = 0
     """Characters over all prompts, once for each sequence; images not counted."""
     images: int = 0

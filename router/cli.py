@@ -34,6 +34,13 @@ def serve(
     state_dir: Annotated[
         Path | None, typer.Option(help="Folder for the admin socket and the last replica list.")
     ] = None,
+    dialect: Annotated[
+        str | None,
+        typer.Option(
+            help="What the replicas speak: tgi (default), or openai for vLLM, Aphrodite and "
+            "llama-server."
+        ),
+    ] = None,
     policy: Annotated[str | None, typer.Option(help="How a replica is chosen.")] = None,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
@@ -45,7 +52,7 @@ def serve(
         return
     from router.options import RouterOptions, resolve
 
-    options = RouterOptions(config, replica or [], host, port, state_dir, policy)
+    options = RouterOptions(config, replica or [], host, port, state_dir, policy, dialect)
     settings = resolve(options, has_listener=fd is not None or _systemd_fd() is not None)
     listener = _listener(settings.config.host, settings.config.port, fd)
     _raise_file_limit()

@@ -258,12 +258,16 @@ class Dispatcher:
     def _learn_sizes(self, lease: Lease, report: Report) -> None:
         ask, estimates = lease.call.ask, self.pool.estimates
         self._observer.tokens(self.pool.model, report)
-        if ask.sequences * ask.instances > 1:
+        if ask.sequences * ask.instances * ask.choices > 1:
             return  # engines report the counts of one sequence, or the sum
         if report.prompt_tokens and not ask.images and not ask.truncate_tokens:
             estimates.prompt_seen(ask.input_chars, report.prompt_tokens)
-        if report.generated_tokens and isinstance(ask.new_tokens, int):
+        if not report.generated_tokens:
+            return
+        if isinstance(ask.new_tokens, int):
             estimates.output_seen(ask.new_tokens, report.generated_tokens)
+        else:
+            estimates.open_output_seen(report.generated_tokens)
 
     def _unpause(self, replica: Replica) -> None:
         replica.room.is_paused = False

@@ -68,6 +68,12 @@ class UnknownRoute(RouterError):
     status, error_type = 404, "not_found"
 
 
+class RouteNotServed(RouterError):
+    """The model's engine has no such route; the message lists those it has."""
+
+    status, error_type = 404, "not_found"
+
+
 class UnsupportedMediaType(RouterError):
     """The body is not declared as JSON."""
 
@@ -132,6 +138,12 @@ class ConnectFailed(RouterError):
 
 class ConnectTimeout(ConnectFailed):
     """The replica did not accept the connection in time: full, stopped or unreachable."""
+
+
+class ReplicaLoading(ConnectFailed):
+    """The replica's server answers, but has no model yet: as good as not listening."""
+
+    status, error_type = 503, "overloaded"
 
 
 class NoSockets(RouterError):

@@ -4,6 +4,7 @@ MIN_CHARS_PER_TOKEN = 0.5
 MAX_CHARS_PER_TOKEN = 12.0
 WEIGHT = 0.02
 FIRST_SAMPLES = 50
+FIRST_OPEN_TOKENS = 512.0
 
 
 class Estimates:
@@ -13,8 +14,11 @@ class Estimates:
         self.chars_per_token = 4.0
         self.output_share = 1.0
         """Generated tokens over tokens allowed."""
+        self.open_tokens = FIRST_OPEN_TOKENS
+        """Generated tokens of a call that says no length."""
         self._chars = _Mean(4.0)
         self._share = _Mean(1.0)
+        self._open = _Mean(FIRST_OPEN_TOKENS)
 
     def input_tokens(self, chars: int) -> int:
         """Tokens that so many characters are likely to be; at least 1."""
@@ -28,6 +32,10 @@ class Estimates:
     def output_seen(self, allowed_tokens: int, generated_tokens: int) -> None:
         if allowed_tokens > 0 and generated_tokens > 0:
             self.output_share = self._share.add(min(1.0, generated_tokens / allowed_tokens))
+
+    def open_output_seen(self, generated_tokens: int) -> None:
+        if generated_tokens > 0:
+            self.open_tokens = self._open.add(generated_tokens)
 
 
 class _Mean:

@@ -14,10 +14,10 @@ from typing import Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from router.config import RouterConfig
+from router.config import DialectName, RouterConfig
 from router.config.models import parse_base_url
 from router.dispatcher import Dispatcher, Observer
-from router.errors import ModelNotFound, NoReplica
+from router.errors import ModelNotFound, NoReplica, RouteNotServed
 from router.policies import POLICIES
 from router.pool import Member, Pool, StateChange
 from router.replica import Admin, Replica
@@ -37,7 +37,7 @@ class ReplicaEntry(BaseModel):
     generation: int = Field(ge=0)
     url: str | None = None
     model: str = Field(min_length=1, max_length=512)
-    dialect: Literal["tgi"] = "tgi"
+    dialect: DialectName = "tgi"
     phase: str = ""
     max_requests: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -75,6 +75,17 @@ class ReplicaList(BaseModel):
         twice = next((one for one, count in Counter(ids).items() if count > 1), None)
         if twice is not None:
             raise ValueError(f"each replica's own id: {twice!r} stands twice")
+        return self
+
+    @model_validator(mode="after")
+    def one_dialect_per_model(self) -> "ReplicaList":
+        spoken = {entry.model: entry.dialect for entry in self.replicas}
+        odd = next((one for one in self.replicas if one.dialect != spoken[one.model]), None)
+        if odd is not None:
+            both = " and ".join(sorted({odd.dialect, spoken[odd.model]}))
+            raise ValueError(
+                f"one dialect for all replicas of a model: those of {odd.model!r} have {both}"
+            )
         return self
 
 
@@ -116,7 +127,7 @@ class Fleet:
 
     @property
     def models(self) -> list[str]:
-        return [dispatcher.pool.served_name for dispatcher in self]
+        return [name for dispatcher in self for name in dispatcher.pool.names]
 
     @property
     def can_serve(self) -> bool:
@@ -126,22 +137,41 @@ class Fleet:
             for dispatcher in self
         )
 
-    def find(self, model: str | None) -> Dispatcher:
-        """The dispatcher of the model's pool. With one pool, `tgi` and no name mean that one.
+    def find(self, model: str | None, route: str = "") -> Dispatcher:
+        """The dispatcher of the model's pool; with a route, one whose engines have that route.
 
-        Raises ModelNotFound, listing what there is, or NoReplica while nothing is known.
+        Raises ModelNotFound or RouteNotServed, listing what there is, or NoReplica while nothing
+        is known.
         """
         if not self._dispatchers:
             raise NoReplica("no replica is configured yet", retry_after_s=1)
-        name = model or ""
+        dispatcher = self._meant(model or "", route)
+        pool = dispatcher.pool
+        if route and route not in pool.dialect.routes:
+            raise RouteNotServed(
+                f"the model {pool.served_name!r} has no {route}; it has: "
+                + ", ".join(sorted(pool.dialect.routes))
+            )
+        return dispatcher
+
+    def _meant(self, name: str, route: str) -> Dispatcher:
+        """
+        1. the pool of that name;
+        2. the only pool, if no model or `tgi` is named, or the pool's name is not known yet;
+        3. the pool whose engines go by that name;
+        4. with no model named, the only pool that has the route.
+        """
         if found := self._dispatchers.get(name):
             return found
         pools = [dispatcher for dispatcher in self if len(dispatcher.pool)]
         if len(pools) == 1 and (name in ANY_MODEL or not pools[0].pool.is_named):
             return pools[0]
         for dispatcher in pools:
-            if name and name == dispatcher.pool.info.model_id:
+            if name and dispatcher.pool.info.goes_by(name):
                 return dispatcher
+        having = [dispatcher for dispatcher in pools if route in dispatcher.pool.dialect.routes]
+        if len(having) == 1 and name in ANY_MODEL:
+            return having[0]
         names = ", ".join(map(repr, self.models[:20]))
         found_text = f"the model {name[:100]!r} is not served" if name else "no model is named"
         raise ModelNotFound(f"{found_text}; expected one of: {names}")

@@ -123,13 +123,13 @@ class Handlers:
 
     async def _generate(self, request: web.BaseRequest, client: HttpClient, record: Record) -> None:
         call = await self._call(request, client, record)
-        dispatcher = self._fleet.find(_model(call.ask, request))
+        dispatcher = self._fleet.find(_model(call.ask, request), call.route)
         record.model = dispatcher.pool.model
         await self._proxy.serve(call, dispatcher, client, record)
 
     async def _tokenize(self, request: web.BaseRequest, client: HttpClient, record: Record) -> None:
         call = await self._call(request, client, record)
-        dispatcher = self._fleet.find(_model(call.ask, request))
+        dispatcher = self._fleet.find(_model(call.ask, request), call.route)
         record.model = dispatcher.pool.model
         await self._proxy.serve_unleased(call, dispatcher, client, record)
 
@@ -252,6 +252,7 @@ def _route(path: str) -> str:
 def _api_of(path: str) -> Api:
     return (
         GENERATION_APIS.get(path)
+        or TOKENIZER_APIS.get(path)
         or GENERATION_APIS["/v1/completions" if path.startswith("/v1/") else "/generate"]
     )
 

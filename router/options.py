@@ -2,11 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from router.config import ReplicaConfig, RouterConfig, RouterFile, load_model, read_source
+from router.config import (
+    DialectName,
+    ReplicaConfig,
+    RouterConfig,
+    RouterFile,
+    load_model,
+    read_source,
+)
 from router.config.models import parse_base_url
 from router.errors import ConfigError, ConfigProblem, StartError
 from router.fleet import ReplicaEntry, ReplicaList
@@ -25,6 +32,7 @@ class RouterOptions:
     port: int | None
     state_dir: Path | None
     policy: str | None
+    dialect: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,7 @@ def resolve(options: RouterOptions, *, has_listener: bool) -> Settings:
         file = load_model(read_source(options.config), RouterFile)
     config = _overridden(file.router, options)
     configs = [_replica(url) for url in options.replica_urls] or list(file.replicas)
+    dialect = _dialect(options.dialect)
     if not configs and options.state_dir is None:
         if file.models is not None:
             hint = f"`launcher up -c {options.config}`, which starts them, or --replica URL"
@@ -52,7 +61,8 @@ def resolve(options: RouterOptions, *, has_listener: bool) -> Settings:
     if options.state_dir is not None:
         _prepare(options.state_dir)
     cluster = None if file.models is None else str(file.cluster or DEFAULT_CLUSTER)
-    return Settings(config, _listed(configs) if configs else None, options.state_dir, cluster)
+    listed = _listed(configs, dialect) if configs else None
+    return Settings(config, listed, options.state_dir, cluster)
 
 
 def _overridden(config: RouterConfig, options: RouterOptions) -> RouterConfig:
@@ -77,7 +87,15 @@ def _replica(url: str) -> ReplicaConfig:
         raise _problem("--replica", repr(url), str(exc)) from None
 
 
-def _listed(configs: list[ReplicaConfig]) -> ReplicaList:
+def _dialect(given: str | None) -> DialectName:
+    known: tuple[DialectName, ...] = get_args(DialectName)
+    found = next((name for name in known if name == (given or "tgi")), None)
+    if found is None:
+        raise _problem("--dialect", repr(given), f"one of {', '.join(known)}")
+    return found
+
+
+def _listed(configs: list[ReplicaConfig], dialect: DialectName) -> ReplicaList:
     """Ids are given in order where none is written; the same URL or id twice is refused."""
     entries = [
         ReplicaEntry(
@@ -85,6 +103,7 @@ def _listed(configs: list[ReplicaConfig]) -> ReplicaList:
             generation=1,
             url=config.url,
             model=config.model,
+            dialect=config.dialect or dialect,
             max_requests=config.max_requests,
             max_tokens=config.max_tokens,
         )
@@ -95,7 +114,10 @@ def _listed(configs: list[ReplicaConfig]) -> ReplicaList:
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise _problem("replicas", f"{twice!r} twice", f"each replica's own {what}")
-    return ReplicaList(protocol=1, cluster="router", epoch=0, replicas=entries)
+    try:
+        return ReplicaList(protocol=1, cluster="router", epoch=0, replicas=entries)
+    except ValidationError as exc:
+        raise _problem("replicas", "two dialects", str(exc.errors()[0]["ctx"]["error"])) from None
 
 
 def _prepare(state_dir: Path) -> None:

@@ -49,6 +49,8 @@ class Pool:
         on_state_change: StateChange,
     ) -> None:
         self.model = model
+        self.dialect = DIALECTS["tgi"]
+        """All its replicas speak the same one; a first list says which."""
         self.estimates = Estimates()
         self.changed: Callable[[], None] = lambda: None
         """Called when a replica may have become usable, or the last hope is gone."""
@@ -82,6 +84,11 @@ class Pool:
         return (self._info.model_id if self.model == UNNAMED else None) or self.model
 
     @property
+    def names(self) -> list[str]:
+        """All that clients may call it: the served name, then the engine's other ones."""
+        return list(dict.fromkeys((self.served_name, *self._info.aliases)))
+
+    @property
     def is_named(self) -> bool:
         """Whether it can be told which names mean this pool: its engines may have to say first."""
         return self.model != UNNAMED or self._info.model_id is not None
@@ -101,14 +108,14 @@ class Pool:
         return sum(replica.room.capacity.ceiling for replica in self)
 
     def cost(self, ask: Ask) -> Cost:
-        dialect = next((replica.dialect for replica in self), DIALECTS["tgi"])
-        return dialect.cost(ask, self._info, self.estimates)
+        return self.dialect.cost(ask, self._info, self.estimates)
 
     def sync(self, members: list[Member], draining: frozenset[str]) -> list[Replica]:
         """Takes the full list; gives the replicas that are new. Known ones keep what they hold."""
         before, self._replicas = self._replicas, {}
         fresh: list[Replica] = []
         for member in members:
+            self.dialect = DIALECTS[member.dialect]
             replica = before.get(member.id)
             if replica is None or not _is_same(replica, member):
                 replica = self._make(member, draining)
@@ -202,8 +209,9 @@ def _may_take(replica: Replica) -> bool:
 
 
 def _is_same(replica: Replica, member: Member) -> bool:
-    return (replica.generation, replica.host, replica.port) == (
+    return (replica.generation, replica.host, replica.port, replica.dialect.name) == (
         member.generation,
         member.host,
         member.port,
+        member.dialect,
     )

@@ -34,6 +34,9 @@ GAUGE_EVERY_S = 1.0
 GAUGE_FIRST_S = 0.2
 """While the limit still doubles: the sooner the engine is full, the sooner it shows."""
 UNKNOWN_URL_S = 0.1
+NO_SUCH_PAGE = frozenset({404, 405, 501})
+"""501: llama-server's answer where a page is switched off."""
+KEY_HINTS = dict.fromkeys((401, 403), ": it wants the key that router.engine_api_key sets")
 
 
 class Prober:
@@ -124,15 +127,19 @@ class Prober:
                 pool.on_event(replica, event, f"health check answered {status}")
 
     async def _learn(self, pool: Pool, replica: Replica) -> None:
-        """Its limits; an engine that has no such page is taken with the defaults.
+        """Its limits; an engine that has no page to tell them is taken with the defaults.
 
         Raises UpstreamBroken when it has one and cannot show it now.
         """
-        status, body = await self._get(replica, replica.dialect.info_path)
-        if status != 200 and status != 404:
-            raise UpstreamBroken(f"{replica.dialect.info_path} answered {status}")
+        pages: dict[str, bytes] = {}
+        for path in replica.dialect.info_paths:
+            status, body = await self._get(replica, path)
+            if status == 200:
+                pages[path] = body
+            elif status not in NO_SUCH_PAGE:
+                raise UpstreamBroken(f"{path} answered {status}{KEY_HINTS.get(status, '')}")
         try:
-            info = replica.dialect.info(body) if status == 200 else EngineInfo()
+            info = replica.dialect.info(pages)
         except ValueError:
             info = EngineInfo()
         pool.learn(replica, info)

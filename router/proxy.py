@@ -189,9 +189,10 @@ class Proxy:
         record.status = head.status
         if head.status >= 400 and exchange.is_done:
             record.told = dialect.refused(head.status, exchange.body())
-        report = dialect.report(dict(head.fields))
+        body = exchange.body() if exchange.is_done else b""
+        report = dialect.report(dict(head.fields), body)
         if exchange.is_done:
-            client.send(head.status, reply_headers(head, record), exchange.body())
+            client.send(head.status, reply_headers(head, record), body)
             return report
         client.start(head.status, reply_headers(head, record))
         try:

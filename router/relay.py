@@ -35,7 +35,8 @@ class Relay:
         self._last = b""
 
     def forward(self, events: bytes) -> bool:
-        if count := events.count(b"data:"):  # comments alone end nothing
+        count = events.count(b"data:")
+        if count or b"error:" in events:  # comments alone end nothing
             self.events += count
             self._before, self._last = self._last, events
         return self.client.write(events)

@@ -2,10 +2,11 @@
 
 Room is counted in requests and, where the engine tells its budget, in tokens. Permits
 (`max_concurrent_requests`) are a ceiling: an engine takes 128 calls and runs 16, and what lies in
-its private queue cannot go to another replica any more. So where no token budget is told, the
-request limit is learned: it starts low and doubles from one look at the engine's queue gauge to the
-next while that stays empty, then grows by one per round; it falls to what the engine really runs
-when calls wait inside it, by a factor when a reply tells a long wait there, and at once on a
+its private queue cannot go to another replica any more. So where no token budget is told (or it is
+not all that bounds a batch: vLLM runs `--max-num-seqs` calls and does not say how many that is),
+the request limit is learned: it starts low and doubles from one look at the engine's queue gauge
+to the next while that stays empty, then grows by one per round; it falls to what the engine really
+runs when calls wait inside it, by a factor when a reply tells a long wait there, and at once on a
 refusal (AIMD, as in TCP; Chiu and Jain 1989). Time to first token is no signal here: it grows with
 the prompt.
 """
@@ -35,6 +36,8 @@ class Capacity:
     requests: int = DEFAULT_PERMITS
     tokens: int | None = None
     batch: int | None = None
+    hides_batch: bool = False
+    """It tells its tokens, but not how many calls it runs at a time, however small."""
 
     @property
     def ceiling(self) -> int:
@@ -43,7 +46,8 @@ class Capacity:
 
     @property
     def is_told(self) -> bool:
-        return self.tokens is not None or self.batch is not None
+        """Whether the number of requests to send at a time follows from what it told."""
+        return self.batch is not None or (self.tokens is not None and not self.hides_batch)
 
 
 @dataclass(slots=True)
@@ -98,6 +102,7 @@ class Room:
             requests=permits,
             tokens=self._fixed_tokens or told.tokens,
             batch=self._fixed_requests or told.batch,
+            hides_batch=told.hides_batch,
         )
         self._settle()
 

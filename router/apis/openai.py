@@ -9,6 +9,13 @@ from router.call import Ask, NewTokens
 from router.errors import InvalidRequest, RouterError
 
 AFFINITY_CHARS = 256
+CHARS_PER_TOKEN = 4
+"""What a prompt of token ids counts as, which is asked for in characters."""
+IMAGE_PARTS = (
+    *("image_url", "input_image", "image", "image_pil", "image_embeds"),
+    *("video_url", "audio_url", "input_audio", "input_file", "document"),
+)
+"""Parts of a message that are no text."""
 ERROR_TYPES = {
     401: "authentication_error",
     404: "invalid_request_error",
@@ -42,6 +49,7 @@ def chat_ask(values: dict[str, Any]) -> Ask:
         stream=read.flag(values, "stream"),
         input_chars=max(1, chars),
         images=images,
+        choices=max(1, read.whole(values, "n") or 1),
         new_tokens=_max_tokens(values),
         affinity="\0".join(texts)[:AFFINITY_CHARS],
     )
@@ -49,33 +57,46 @@ def chat_ask(values: dict[str, Any]) -> Ask:
 
 def completion_ask(values: dict[str, Any]) -> Ask:
     prompts = _prompts(values)
+    choices = max(read.whole(values, key) or 1 for key in ("n", "best_of"))
     return Ask(
         model=read.optional_text(values, "model"),
         stream=read.flag(values, "stream"),
         sequences=len(prompts),
-        input_chars=sum(map(len, prompts)),
+        choices=choices,
+        input_chars=sum(map(_chars, prompts)),
         new_tokens=_max_tokens(values),
-        affinity=prompts[0][:AFFINITY_CHARS],
+        affinity=str(prompts[0][:AFFINITY_CHARS]),
     )
 
 
 def _max_tokens(values: dict[str, Any]) -> NewTokens:
     for key in ("max_completion_tokens", "max_tokens"):
-        number = read.whole(values, key)
+        number = read.whole(values, key, low=-1)
         if number is not None:
-            return number
+            return number if number >= 0 else "rest"  # -1: llama-server's word for no limit
     return "absent"
 
 
-def _prompts(values: dict[str, Any]) -> list[str]:
+def _prompts(values: dict[str, Any]) -> list[str | list[int]]:
+    """Texts, or arrays of token ids; one that stands alone is a prompt as well."""
     prompt = values.get("prompt")
-    given = prompt if isinstance(prompt, list) else [prompt]
-    prompts = [item for item in given if isinstance(item, str)]
-    if not given or len(prompts) != len(given):
-        raise InvalidRequest("`prompt` must be a string or an array of strings")
-    if not all(prompts):
+    given: list[Any] = prompt if isinstance(prompt, list) and not _is_tokens(prompt) else [prompt]
+    are_texts = all(isinstance(item, str) for item in given)
+    if not given or not (are_texts or all(map(_is_tokens, given))):
+        raise InvalidRequest(
+            "`prompt` must be a string, an array of token ids, or an array of either"
+        )
+    if not all(given):
         raise InvalidRequest("`prompt` cannot be empty")
-    return prompts
+    return given
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _chars(prompt: str | list[int]) -> int:
+    return len(prompt) if isinstance(prompt, str) else CHARS_PER_TOKEN * len(prompt)
 
 
 def _contents(messages: list[Any]) -> tuple[list[str], int]:
@@ -91,7 +112,7 @@ def _contents(messages: list[Any]) -> tuple[list[str], int]:
             text = part.get("text") if isinstance(part, dict) else None
             if isinstance(text, str):
                 texts.append(text)
-            images += isinstance(part, dict) and part.get("type") == "image_url"
+            images += isinstance(part, dict) and part.get("type") in IMAGE_PARTS
     return texts, images
 
 

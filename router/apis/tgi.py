@@ -11,6 +11,7 @@ import orjson
 
 from router.apis import body as read
 from router.apis.openai import chat_ask, completion_ask
+from router.apis.plain import SHAPES, plain_ask
 from router.call import Ask, NewTokens
 from router.errors import InvalidRequest, RouterError
 
@@ -24,6 +25,8 @@ class TgiApi:
         values = read.load_object(body)
         if path in ("/invocations", "/chat_tokenize") and "inputs" not in values:
             return _openai_shaped(values, path)
+        if path == "/tokenize" and "inputs" not in values and _is_another_engines(values):
+            return plain_ask(path, values)
         if path == "/vertex":
             return _vertex(values)
         stream = path == "/generate_stream" or (path != "/generate" and read.flag(values, "stream"))
@@ -61,6 +64,11 @@ def new_tokens(values: dict[str, Any], key: str) -> NewTokens:
     if number is not None:
         return number
     return "rest" if key in values else "absent"
+
+
+def _is_another_engines(values: dict[str, Any]) -> bool:
+    """vLLM's `prompt` or `messages`, llama-server's `content`."""
+    return any(key in values for key in SHAPES["/tokenize"].texts)
 
 
 def _openai_shaped(values: dict[str, Any], path: str) -> Ask:

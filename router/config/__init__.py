@@ -1,6 +1,7 @@
 """What the router can be told, and how YAML becomes checked values with a line in every error."""
 
 from router.config.models import (
+    DialectName,
     HealthConfig,
     Policy,
     QueueConfig,
@@ -14,6 +15,7 @@ from router.config.models import (
 from router.config.source import Source, load_model, read_source
 
 __all__ = [
+    "DialectName",
     "HealthConfig",
     "Policy",
     "QueueConfig",

@@ -20,6 +20,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 Policy = Literal["least_tokens", "least_requests", "round_robin", "power_of_two", "prefix_affinity"]
+DialectName = Literal["tgi", "openai"]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -190,7 +191,17 @@ class ReplicaConfig(ShorthandModel):
 
     url: str = Field(description="Base URL, for example http://10.0.0.7:8080.")
     id: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
-    model: str = Field("default", min_length=1, description="Pool this replica belongs to.")
+    model: str = Field(
+        "default",
+        min_length=1,
+        description="Pool this replica belongs to. As request bodies go to the engine unchanged, "
+        "vLLM must serve the model under this name.",
+    )
+    dialect: DialectName | None = Field(
+        None,
+        description="What it speaks: tgi, or openai for vLLM, Aphrodite and llama-server; "
+        "default: what --dialect says, else tgi. One for all replicas of a model.",
+    )
     max_requests: int | None = Field(None, ge=1, description="Calls at a time; default: learned.")
     max_tokens: int | None = Field(None, ge=1, description="Tokens at a time; default: learned.")
 

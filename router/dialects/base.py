@@ -18,12 +18,17 @@ class EngineInfo:
     version: tuple[int, ...] = (0,)
     capacity: Capacity = field(default_factory=Capacity)
     model_id: str | None = None
+    aliases: tuple[str, ...] = ()
+    """Names it answers to beside `model_id`: further served names, and adapters."""
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
     max_sequences: int = 1024
     """Generations one call may start; more are refused by the engine at once."""
     told: Mapping[str, Any] = field(default_factory=dict)
-    """Everything as it was sent, for /info."""
+    """For /info, in TGI's words: everything as it was sent, or what there is."""
+
+    def goes_by(self, name: str) -> bool:
+        return name == self.model_id or name in self.aliases
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +47,18 @@ class Ending:
 
 class Dialect(Protocol):
     name: str
+    routes: frozenset[str]
+    """Paths that calls may be sent on; what comes in on another one is refused by the router."""
     health_path: str
-    info_path: str
+    info_paths: tuple[str, ...]
+    """Pages that tell the engine's limits, asked in this order."""
     metrics_path: str
 
-    def info(self, body: bytes) -> EngineInfo:
-        """Reads the answer of `info_path`. Raises ValueError when it is not of this dialect."""
+    def info(self, pages: Mapping[str, bytes]) -> EngineInfo:
+        """Reads what `info_paths` answered; a page that the engine does not have is missing.
+
+        Raises ValueError when they are not of this dialect.
+        """
         ...
 
     def engine_queue(self, metrics: bytes) -> int | None:
@@ -72,8 +83,8 @@ class Dialect(Protocol):
         """What a stream's first event means when it is no token; None: relay."""
         ...
 
-    def report(self, headers: Mapping[str, str]) -> Report:
-        """What a unary reply's header fields tell."""
+    def report(self, headers: Mapping[str, str], body: bytes) -> Report:
+        """What a unary reply tells of itself; the body is empty where it was too large to hold."""
         ...
 
     def ending(self, path: str, last_events: bytes) -> Ending:

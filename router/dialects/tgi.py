@@ -9,11 +9,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
-
 from router import sse
 from router.call import Ask, Cost
 from router.dialects.base import Ending, EngineInfo
+from router.dialects.fields import an_object, count, looks_whole, parsed, whole
 from router.errors import (
     RouterError,
     UpstreamBroken,
@@ -25,6 +24,12 @@ from router.estimates import Estimates
 from router.lease import Report
 from router.room import DEFAULT_PERMITS, Capacity
 
+ROUTES = frozenset(
+    (
+        *("/", "/generate", "/generate_stream", "/invocations", "/vertex"),
+        *("/v1/chat/completions", "/v1/completions", "/tokenize", "/chat_tokenize"),
+    )
+)
 SLICED = (3, 1, 1)
 """From this version a long answer is reserved and run in slices of SLICE_TOKENS; from 3.0.0 one
 whose length the call does not say."""
@@ -43,29 +48,30 @@ OVERLOAD_TEXT = "Model is overloaded"
 
 class TgiDialect:
     name = "tgi"
+    routes = ROUTES
     health_path = "/health"
-    info_path = "/info"
+    info_paths: tuple[str, ...] = ("/info",)
     metrics_path = "/metrics"
 
-    def info(self, body: bytes) -> EngineInfo:
-        told = orjson.loads(body)
-        if not isinstance(told, dict) or "max_total_tokens" not in told:
+    def info(self, pages: Mapping[str, bytes]) -> EngineInfo:
+        told = parsed(pages.get("/info", b""))
+        if "max_total_tokens" not in told:
             raise ValueError("no max_total_tokens in /info")
         model_id = told.get("model_id")
         return EngineInfo(
             version=_version(told.get("version")),
             capacity=Capacity(
-                requests=_count(told, "max_concurrent_requests") or DEFAULT_PERMITS,
-                tokens=_count(told, "max_batch_total_tokens"),
-                batch=_count(told, "max_batch_size"),
+                requests=count(told, "max_concurrent_requests") or DEFAULT_PERMITS,
+                tokens=count(told, "max_batch_total_tokens"),
+                batch=count(told, "max_batch_size"),
             ),
             max_sequences=max(
-                _count(told, "max_best_of") or DEFAULT_SEQUENCES,
-                _count(told, "max_client_batch_size") or DEFAULT_SEQUENCES,
+                count(told, "max_best_of") or DEFAULT_SEQUENCES,
+                count(told, "max_client_batch_size") or DEFAULT_SEQUENCES,
             ),
             model_id=model_id if isinstance(model_id, str) else None,
-            max_input_tokens=_count(told, "max_input_tokens") or _count(told, "max_input_length"),
-            max_total_tokens=_count(told, "max_total_tokens"),
+            max_input_tokens=count(told, "max_input_tokens") or count(told, "max_input_length"),
+            max_total_tokens=count(told, "max_total_tokens"),
             told=told,
         )
 
@@ -130,7 +136,7 @@ class TgiDialect:
             return UpstreamFault(message, status=status, error_type=error_type)
         if 400 <= status < 500:
             return None
-        if status != 200 or not _looks_whole(headers, body):
+        if status != 200 or not looks_whole(headers, body):
             return UpstreamBroken(f"the replica answered {status} with a body that is no JSON")
         return None
 
@@ -142,17 +148,18 @@ class TgiDialect:
         if b'"error"' not in event:
             return None
         body = sse.payload(event)
-        if _parsed(body).get("error") is None:
+        if parsed(body).get("error") is None:
             return None
         error = _in_band(body)
         return None if isinstance(error, UpstreamRefusal) else error
 
-    def report(self, headers: Mapping[str, str]) -> Report:
-        queue_ms = _whole(headers.get("x-queue-time"))
-        per_token_ms = _whole(headers.get("x-time-per-token"))
+    def report(self, headers: Mapping[str, str], body: bytes) -> Report:
+        """The header fields tell it all: the body is not looked at."""
+        queue_ms = whole(headers.get("x-queue-time"))
+        per_token_ms = whole(headers.get("x-time-per-token"))
         return Report(
-            prompt_tokens=_whole(headers.get("x-prompt-tokens")),
-            generated_tokens=_whole(headers.get("x-generated-tokens")),
+            prompt_tokens=whole(headers.get("x-prompt-tokens")),
+            generated_tokens=whole(headers.get("x-generated-tokens")),
             engine_wait_s=queue_ms / 1000 if queue_ms is not None else None,
             between_tokens_s=per_token_ms / 1000 if per_token_ms is not None else None,
         )
@@ -169,22 +176,22 @@ def _tgi_ending(last: list[bytes]) -> Ending:
     Of two error events (best_of on a stream) the first one says what is wrong.
     """
     for data in last:
-        if _parsed(data).get("error") is not None:
+        if parsed(data).get("error") is not None:
             return Ending(is_whole=True, error=_in_band(data))
-    event = _parsed(last[-1]) if last else {}
+    event = parsed(last[-1]) if last else {}
     if event.get("generated_text") is None:
         return Ending(is_whole=False)
-    details = _object(event.get("details"))
+    details = an_object(event.get("details"))
     return Ending(
         is_whole=True,
-        prompt_tokens=_count(details, "input_length"),
-        generated_tokens=_count(details, "generated_tokens") or _count(event, "index"),
+        prompt_tokens=count(details, "input_length"),
+        generated_tokens=count(details, "generated_tokens") or count(event, "index"),
     )
 
 
 def _is_openai(data: bytes) -> bool:
     """/invocations streams in the shape of the body it was asked with."""
-    return data == b"[DONE]" or "choices" in _parsed(data)
+    return data == b"[DONE]" or "choices" in parsed(data)
 
 
 def _openai_ending(last: list[bytes]) -> Ending:
@@ -195,19 +202,19 @@ def _openai_ending(last: list[bytes]) -> Ending:
         if data == b"[DONE]":
             is_whole, others = True, others + 1
             continue
-        chunk = _parsed(data)
+        chunk = parsed(data)
         if chunk.get("error") is not None:
             return Ending(is_whole=True, error=_in_band(data))
-        usage = _object(chunk.get("usage")) or usage
+        usage = an_object(chunk.get("usage")) or usage
         choices = chunk.get("choices")
         choices = choices if isinstance(choices, list) else []
         others += not choices
-        finished = [_object(choice).get("finish_reason") for choice in choices]
+        finished = [an_object(choice).get("finish_reason") for choice in choices]
         is_whole = is_whole or bool(usage) or any(finished)
     return Ending(
         is_whole=is_whole,
-        prompt_tokens=_count(usage, "prompt_tokens"),
-        generated_tokens=_count(usage, "completion_tokens"),
+        prompt_tokens=count(usage, "prompt_tokens"),
+        generated_tokens=count(usage, "completion_tokens"),
         other_events=others,
     )
 
@@ -226,7 +233,7 @@ def _in_band(body: bytes) -> RouterError:
 
 def _error_of(body: bytes, untyped: str = "generation") -> tuple[str, str]:
     """Message and type of an error body, TGI's shape or OpenAI's; anything else is shown cut."""
-    error = _parsed(body)
+    error = parsed(body)
     found = error.get("error")
     if isinstance(found, dict):
         return str(found.get("message", "")), str(found.get("type") or untyped)
@@ -236,38 +243,7 @@ def _error_of(body: bytes, untyped: str = "generation") -> tuple[str, str]:
     return f"the replica failed: {text}" if text else "the replica failed", "generation"
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
-    try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {}
-    return _object(value)
-
-
-def _object(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _looks_whole(headers: Mapping[str, str], body: bytes) -> bool:
-    """First and last byte of a JSON document; other content types are not judged."""
-    if "json" not in headers.get("content-type", ""):
-        return True
-    text = body.strip()
-    return text[:1] + text[-1:] in (b"{}", b"[]")
-
-
 def _version(text: object) -> tuple[int, ...]:
     """(3, 3, 5) of "3.3.5-dev0"; (0,) when there is none."""
     numbers = re.findall(r"\d+", str(text or "").split("-")[0])
     return tuple(map(int, numbers[:3])) or (0,)
-
-
-def _count(values: Mapping[str, Any], key: str) -> int | None:
-    value = values.get(key)
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return value if is_count else None
-
-
-def _whole(text: str | None) -> int | None:
-    is_whole = text is not None and text.isascii() and text.isdigit() and len(text) <= 15
-    return int(text) if is_whole and text is not None else None

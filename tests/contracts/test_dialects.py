@@ -5,13 +5,16 @@ that its Protocol does not name.
 """
 
 import json
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from router.apis import GENERATION_APIS
+from router.apis import GENERATION_APIS, TOKENIZER_APIS
 from router.call import Ask, Cost
+from router.config import DialectName
 from router.dialects import DIALECTS, Ending, EngineInfo
 from router.errors import RouterError, UpstreamShed
 from router.estimates import Estimates
@@ -23,6 +26,8 @@ WORDS = [
     *("finish_reason", "input_length", "generated_tokens", "index", "token", "version"),
     *("max_total_tokens", "max_input_tokens", "max_batch_total_tokens", "model_id"),
     *("max_concurrent_requests", "completion_tokens", "prompt_tokens", "max_batch_size"),
+    *("data", "id", "max_model_len", "total_slots", "default_generation_settings", "n_ctx"),
+    *("delta", "response", "timings", "predicted_per_token_ms", "stop", "code", "detail"),
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
@@ -39,21 +44,41 @@ TUNED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthC
 def test_it_is_listed_under_its_own_name(name):
     dialect = DIALECTS[name]
     assert dialect.name == name
-    for path in (dialect.health_path, dialect.info_path, dialect.metrics_path):
+    for path in (dialect.health_path, *dialect.info_paths, dialect.metrics_path):
         assert path.startswith("/")
 
 
-@given(body=BYTES)
+def test_the_config_knows_it(name):
+    assert sorted(get_args(DialectName)) == sorted(DIALECTS)
+
+
+def test_its_routes_are_all_read_by_some_api(name):
+    """Else a call on one could never come in."""
+    assert DIALECTS[name].routes
+    assert DIALECTS[name].routes <= {*GENERATION_APIS, *TOKENIZER_APIS}
+
+
+def test_every_route_is_some_dialects(name):
+    """Else every call on it would be refused."""
+    served = frozenset().union(*(dialect.routes for dialect in DIALECTS.values()))
+    assert served == {*GENERATION_APIS, *TOKENIZER_APIS}
+
+
+@given(bodies=st.lists(st.none() | BYTES, min_size=3, max_size=3))
 @TUNED
-def test_any_info_is_read_or_refused(name, body):
+def test_any_info_is_read_or_refused(name, bodies):
+    paths = DIALECTS[name].info_paths
+    pages = {path: body for path, body in zip(paths, bodies, strict=False) if body is not None}
     try:
-        info = DIALECTS[name].info(body)
+        info = DIALECTS[name].info(pages)
     except ValueError:
         return
     assert isinstance(info, EngineInfo)
     assert info.capacity.requests >= 1
     assert info.capacity.tokens is None or info.capacity.tokens >= 1
     assert info.model_id is None or isinstance(info.model_id, str)
+    assert all(isinstance(alias, str) for alias in info.aliases)
+    json.dumps(dict(info.told))
     DIALECTS[name].cost(Ask(input_chars=10), info, Estimates())
 
 
@@ -96,10 +121,13 @@ def test_any_end_of_a_stream_is_judged(name, path, events):
         json.loads(GENERATION_APIS[path].error_body(ending.error))
 
 
-@given(headers=st.dictionaries(st.text(max_size=5), st.text(max_size=5)))
+@given(headers=st.dictionaries(st.text(max_size=5), st.text(max_size=5)), body=BYTES)
 @TUNED
-def test_any_header_fields_make_a_report(name, headers):
-    assert isinstance(DIALECTS[name].report(headers), Report)
+def test_any_reply_makes_a_report(name, headers, body):
+    report = DIALECTS[name].report(headers, body)
+    assert isinstance(report, Report)
+    for told in (report.prompt_tokens, report.generated_tokens, report.between_tokens_s):
+        assert told is None or told >= 0
 
 
 @given(
@@ -108,10 +136,11 @@ def test_any_header_fields_make_a_report(name, headers):
     images=st.integers(0, 100),
     new_tokens=st.integers(0, 2**32 - 1) | st.sampled_from(["absent", "rest"]),
     truncate=st.none() | st.integers(0, 2**63),
+    total=st.none() | st.integers(1, 2**31),
 )
 @TUNED
 def test_any_ask_costs_something_and_longer_answers_no_less(
-    name, chars, sequences, images, new_tokens, truncate
+    name, chars, sequences, images, new_tokens, truncate, total
 ):
     ask = Ask(
         sequences=sequences,
@@ -120,10 +149,15 @@ def test_any_ask_costs_something_and_longer_answers_no_less(
         new_tokens=new_tokens,
         truncate_tokens=truncate,
     )
-    cost = DIALECTS[name].cost(ask, EngineInfo(), Estimates())
+    info = EngineInfo(max_total_tokens=total)
+    cost = DIALECTS[name].cost(ask, info, Estimates())
     assert isinstance(cost, Cost)
     assert cost.requests == sequences
     assert min(cost.input_tokens, cost.reserve_tokens, cost.expected_tokens) >= 1
+    if isinstance(new_tokens, int):
+        longer = DIALECTS[name].cost(replace(ask, new_tokens=new_tokens + 100), info, Estimates())
+        assert longer.reserve_tokens >= cost.reserve_tokens
+        assert longer.expected_tokens >= cost.expected_tokens
 
 
 @pytest.mark.parametrize("status", [429, 503])

@@ -64,6 +64,35 @@ def test_several_prompts_take_a_permit_each():
     assert (found.sequences, found.input_chars, found.affinity) == (3, 6, "ab")
 
 
+@pytest.mark.parametrize(
+    ("prompt", "sequences", "chars"), [([1, 2, 3], 1, 12), ([[1, 2], [3]], 2, 12)]
+)
+def test_prompts_of_token_ids_count_as_so_many_tokens(prompt, sequences, chars):
+    found = ask(TEXT, {"prompt": prompt})
+    assert (found.sequences, found.input_chars) == (sequences, chars)
+    assert found.affinity == ask(TEXT, {"prompt": prompt}).affinity != ""
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "choices"),
+    [
+        (CHAT, {"messages": HI}, 1),
+        (CHAT, {"messages": HI, "n": None}, 1),
+        (CHAT, {"messages": HI, "n": 3}, 3),
+        (CHAT, {"messages": HI, "n": 0}, 1),
+        (TEXT, {"prompt": "x", "n": 2}, 2),
+        (TEXT, {"prompt": "x", "n": 2, "best_of": 5}, 5),
+    ],
+)
+def test_wanted_answers_are_counted_beside_the_prompts(path, body, choices):
+    found = ask(path, body)
+    assert (found.sequences, found.choices) == (1, choices)
+
+
+def test_minus_one_is_all_that_is_left():
+    assert ask(CHAT, {"messages": HI, "max_tokens": -1}).new_tokens == "rest"
+
+
 def test_all_texts_of_a_chat_count_and_images_are_counted_apart():
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     messages = [
@@ -92,14 +121,19 @@ def test_chats_that_share_their_start_share_their_affinity():
         (CHAT, {"messages": [None]}, "messages"),
         (CHAT, {"messages": HI, "stream": "true"}, "stream"),
         (CHAT, {"messages": HI, "max_tokens": "9"}, "max_tokens"),
-        (CHAT, {"messages": HI, "max_tokens": -1}, "max_tokens"),
+        (CHAT, {"messages": HI, "max_tokens": -2}, "max_tokens"),
+        (CHAT, {"messages": HI, "n": "2"}, "n"),
         (CHAT, {"messages": HI, "model": ["m"]}, "model"),
         (TEXT, {}, "prompt"),
         (TEXT, {"prompt": ""}, "prompt"),
         (TEXT, {"prompt": []}, "prompt"),
         (TEXT, {"prompt": ["a", ""]}, "prompt"),
         (TEXT, {"prompt": ["a", 1]}, "prompt"),
-        (TEXT, {"prompt": [1, 2, 3]}, "prompt"),
+        (TEXT, {"prompt": [1, 2.5]}, "prompt"),
+        (TEXT, {"prompt": [True]}, "prompt"),
+        (TEXT, {"prompt": [[1], "a"]}, "prompt"),
+        (TEXT, {"prompt": [[1], []]}, "prompt"),
+        (TEXT, {"prompt": [["a"]]}, "prompt"),
         (TEXT, {"prompt": {"a": 1}}, "prompt"),
         (TEXT, {"prompt": "x", "max_tokens": 1.5}, "max_tokens"),
     ],

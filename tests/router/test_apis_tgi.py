@@ -194,7 +194,16 @@ def test_the_tokenizer_routes_take_a_prompt_or_a_chat():
     found = ask("/chat_tokenize", {"messages": [{"role": "user", "content": "abc"}]})
     assert found.input_chars == 3
     assert "messages" in refusal("/chat_tokenize", {})
-    assert "inputs" in refusal("/tokenize", {"messages": []})
+    assert "inputs" in refusal("/tokenize", {})
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"prompt": "abc"}, {"messages": [{"role": "user", "content": "abc"}]}, {"content": "abc"}],
+    ids=["vllm", "vllm chat", "llama-server"],
+)
+def test_a_tokenizer_call_may_have_another_engines_shape(body):
+    assert ask("/tokenize", body).input_chars == 3
 
 
 # ---- errors as the text-generation client reads them ----

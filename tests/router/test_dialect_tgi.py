@@ -47,7 +47,7 @@ INFO_B = {
 
 def info(version, total=4096):
     body = {**INFO_B, "version": version, "max_total_tokens": total}
-    return TGI.info(json.dumps(body).encode())
+    return TGI.info({"/info": json.dumps(body).encode()})
 
 
 def estimates():
@@ -66,7 +66,7 @@ def cost(version, total=4096, **ask):
 
 
 def test_the_old_shape_tells_the_token_budget():
-    found = TGI.info(json.dumps(INFO_A).encode())
+    found = TGI.info({"/info": json.dumps(INFO_A).encode()})
     assert found.version == (1, 4, 4)
     assert (found.capacity.requests, found.capacity.tokens) == (128, 16_000)
     assert found.capacity.batch is None
@@ -76,7 +76,7 @@ def test_the_old_shape_tells_the_token_budget():
 
 
 def test_the_new_shape_tells_permits_only():
-    found = TGI.info(json.dumps(INFO_B).encode())
+    found = TGI.info({"/info": json.dumps(INFO_B).encode()})
     assert found.version == (3, 3, 5)
     assert (found.capacity.requests, found.capacity.tokens) == (64, None)
     assert not found.capacity.is_told
@@ -96,13 +96,13 @@ def test_the_new_shape_tells_permits_only():
     ],
 )
 def test_versions_are_read_as_numbers(text, version):
-    assert TGI.info(json.dumps({**INFO_B, "version": text}).encode()).version == version
+    assert TGI.info({"/info": json.dumps({**INFO_B, "version": text}).encode()}).version == version
 
 
 @pytest.mark.parametrize("value", [None, 0, -1, "many", 1.5, True, []])
 def test_a_limit_that_is_no_count_is_taken_as_not_told(value):
     body = {**INFO_A, "max_batch_total_tokens": value, "max_concurrent_requests": value}
-    found = TGI.info(json.dumps(body).encode())
+    found = TGI.info({"/info": json.dumps(body).encode()})
     assert found.capacity.tokens is None
     assert found.capacity.requests == 128
 
@@ -112,7 +112,7 @@ def test_a_limit_that_is_no_count_is_taken_as_not_told(value):
 )
 def test_what_is_not_tgis_info_is_no_info(body):
     with pytest.raises(ValueError):  # noqa: PT011  # its text is never shown
-        TGI.info(body)
+        TGI.info({"/info": body})
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_a_reply_reports_in_seconds_and_tokens():
         "x-queue-time": "250",
         "x-time-per-token": "40",
     }
-    found = TGI.report(headers)
+    found = TGI.report(headers, b"")
     assert (found.prompt_tokens, found.generated_tokens) == (12, 20)
     assert found.engine_wait_s == 0.25
     assert found.between_tokens_s == 0.04
@@ -402,7 +402,7 @@ def test_a_reply_reports_in_seconds_and_tokens():
 @pytest.mark.parametrize("value", [None, "", "x", "-1", "1.5", "²", "1e3"])
 def test_a_header_that_is_no_number_reports_nothing(value):
     headers = {"x-prompt-tokens": value, "x-queue-time": value} if value is not None else {}
-    found = TGI.report(headers)
+    found = TGI.report(headers, b"")
     assert found.prompt_tokens is None
     assert found.engine_wait_s is None
 

@@ -96,7 +96,7 @@ async def test_docs_and_their_document_are_served(app):
 async def test_a_bug_in_the_router_is_500_with_the_call_s_id(app, monkeypatch, caplog, path):
     rig = await app()
 
-    def broken(model):
+    def broken(*args):
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(rig.app.fleet, "find", broken)
