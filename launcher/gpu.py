@@ -74,8 +74,8 @@ class DriverState(StrEnum):
 class Inventory:
     """The GPUs of this machine, in PCI bus order, and the MIG slices they are cut into.
 
-    `trouble` says what is wrong and what to do. It may be there with state OK, too: single GPUs that
-    cannot be reached are named in it and are missing from `gpus`.
+    `trouble` says what is wrong and what to do. It may be there with state OK, too: GPUs that
+    cannot be reached are then named in it and are missing from `gpus`.
     """
 
     state: DriverState

@@ -11,6 +11,7 @@ NOT_SUPPORTED = 3
 NO_PERMISSION = 4
 TIMEOUT = 10
 LIBRARY_NOT_FOUND = 12
+FUNCTION_NOT_FOUND = 13
 GPU_IS_LOST = 15
 RESET_REQUIRED = 16
 
@@ -23,7 +24,7 @@ _DRIVER_ADVICE = {
     9: "the driver's library is there but its kernel module is not loaded: try `modprobe nvidia`, "
     "and after a kernel update reinstall the driver or reboot",
     LIBRARY_NOT_FOUND: "install the NVIDIA driver, or start the container with GPU access",
-    13: "the driver is too old; expected R450 or newer",
+    FUNCTION_NOT_FOUND: "the driver is too old; expected R450 or newer",
     GPU_IS_LOST: _REBOOT,
     18: "the driver was updated but the old one still runs: reboot, or unload the nvidia modules "
     "and load them again",
@@ -110,10 +111,10 @@ def slowdowns(mask: int) -> tuple[str, ...]:
     return tuple(word for bit, word in _SLOWDOWNS.items() if mask & bit)
 
 
-def remap_trouble(pending: bool, failed: bool) -> str:
+def remap_trouble(*, is_pending: bool, has_failed: bool) -> str:
     """What the state of its spare memory rows asks for; empty when nothing."""
-    if failed:
+    if has_failed:
         return "a faulty memory row could not be remapped: have the GPU replaced"
-    if pending:
+    if is_pending:
         return "a faulty memory row waits to be remapped: reset the GPU when it is idle"
     return ""
