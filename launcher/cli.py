@@ -182,6 +182,24 @@ def validate(
 
 
 @_verb
+def devices(
+    json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, every 2 seconds.")] = False,
+) -> int:
+    """Show this machine's GPUs, how they are and who uses them.
+
+    Exit code:
+
+    0 when all is well, also where there is no GPU or no driver;
+
+    1 when the driver cannot be used, or a GPU needs somebody to look after it.
+    """
+    from launcher.commands import devices as command
+
+    return command.run(as_json=json, watch=watch)
+
+
+@_verb
 def schema() -> int:
     """Print the cluster config's JSON Schema, for editors."""
     from launcher.commands import schema as command
