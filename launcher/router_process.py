@@ -69,6 +69,7 @@ class RouterKeeper:
         self._changed = changed
         self._children = exits.Children()
         self._listener: socket.socket | None = None
+        self._next: tuple[ClusterConfig, socket.socket | None] | None = None
         self._outdated: list[processes.Found] = []  # serve on until their successor does
         self._drain_s = config.router.timeouts.drain_s
         self._hang_look_s = _HANG_LOOK_S
@@ -82,11 +83,14 @@ class RouterKeeper:
 
         Nothing that was not there before is left behind when it raises.
         """
+        host, port = self._config.router.host, self._config.router.port
+        given = listener.inherited(host, port)
         running = running_routers(self._folder)
         taken = await self._take_listener() if running else None
-        host, port = self._config.router.host, self._config.router.port
-        if taken is not None and listener.is_at(taken, host, port):
+        if taken is not None and _is_wanted(taken, given, host, port):
             self._listener = taken
+            if given is not None:  # the same socket: one descriptor of it is enough
+                given.close()
             self._adopt_or_replace(running)
             return
         if taken is not None:  # the address changed: the old router ends with its old socket
@@ -94,13 +98,53 @@ class RouterKeeper:
         else:
             await self._end_all(running, grace_s=0.0)
             running = []
-        self._listener = listener.bind(host, port)
+        self._listener = given if given is not None else listener.bind(host, port)
         try:
             self._start()
         except OperatorError:
             self.close()
             raise
         self._outdated = running
+
+    def prepare_change(self, config: ClusterConfig) -> bool:
+        """Get ready to follow a changed config; whether that takes a new router.
+
+        Raises StartError when its new address cannot be had; nothing has changed then.
+        """
+        self._next = None
+        if fingerprint_of(config) == fingerprint_of(self._config):
+            self._config = config
+            return False
+        host, port = config.router.host, config.router.port
+        stays = self._listener is not None and listener.is_at(self._listener, host, port)
+        self._next = (config, None if stays else listener.bind(host, port))
+        return True
+
+    def change(self) -> None:
+        """Put a new router on the socket; the old one finishes its calls once that answers.
+
+        To be called between a `run` that was cancelled and the next one.
+        """
+        assert self._next is not None, "prepare_change() comes first"
+        self._config, new_listener = self._next
+        self._next = None
+        if new_listener is not None:
+            self.close()
+            self._listener = new_listener
+        self._drain_s = self._config.router.timeouts.drain_s
+        running = running_routers(self._folder)
+        self.answering.clear()
+        self.view.is_answering = False
+        try:
+            self._start()
+        except OperatorError as exc:  # the old one serves on
+            log.error("router: %s", exc)
+            return
+        self._outdated = running
+
+    def is_handing_over(self) -> bool:
+        """Whether an earlier router still finishes calls. Looks through /proc."""
+        return len(running_routers(self._folder)) > 1
 
     async def run(self) -> None:
         """Keep a router on the socket; returns only by cancellation."""
@@ -246,6 +290,13 @@ class RouterKeeper:
             processes.send_signal(process, signal.SIGKILL)
             await exits.has_ended(process, _STOP_MARGIN_S)
             self._children.exit_of(process)
+
+
+def _is_wanted(taken: socket.socket, given: socket.socket | None, host: str, port: int) -> bool:
+    """Whether the running router's socket is the one to go on with."""
+    if given is not None:
+        return listener.is_same(taken, given)
+    return listener.is_at(taken, host, port)
 
 
 def running_routers(folder: StateFolder) -> list[processes.Found]:
