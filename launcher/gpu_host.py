@@ -14,8 +14,9 @@ _NVIDIA, _DISPLAY = "0x10de", "0x03"
 
 def numa_node(pci_bus_id: str) -> int | None:
     """The node of memory and cores next to this device; None on machines with only one."""
-    domain, rest = pci_bus_id.lower().split(":", 1)
-    node = _read(_PCI / f"{int(domain, 16):04x}:{rest}" / "numa_node")
+    domain, _, rest = pci_bus_id.lower().partition(":")
+    # The driver writes eight digits of the domain, Linux as many as it needs but at least four.
+    node = _read(_PCI / f"{domain.lstrip('0'):0>4}:{rest}" / "numa_node")
     return int(node) if node.isdecimal() else None  # "-1" where there is only one
 
 
