@@ -4,9 +4,10 @@ A table per engine is checked before anything is started: a misspelled flag woul
 found minutes later, in the log of a replica that ended. Pure; used by the engines.
 """
 
+import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from launcher.engines.versions import LATEST, Version, show_version
@@ -14,12 +15,16 @@ from router.config.mismatch import Mismatch
 from router.config.words import describe, did_you_mean
 
 Arg = str | int | float | bool | None
-Kind = Literal["switch", "whole", "number", "text"]
+Kind = Literal["switch", "toggle", "whole", "number", "json", "text"]
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One flag: what value it takes, and in which versions (`since` <= version < `until`)."""
+    """One flag: what value it takes, and in which versions (`since` <= version < `until`).
+
+    A toggle is a switch that is on by itself. The keys of a json flag may be flags of their own,
+    as in `speculative-config.method`.
+    """
 
     kind: Kind = "text"
     since: Version = (0, 0, 0)
@@ -38,14 +43,15 @@ def check_args(
 ) -> Iterator[Mismatch]:
     """`reserved`: flags the launcher writes itself, and where the operator sets them instead."""
     for name, value in args.items():
+        flag = _find(name, flags)
         if name in reserved:
             yield Mismatch((name,), "a flag that the launcher sets itself", reserved[name])
-        elif name not in flags:
+        elif flag is None:
             known = [flag for flag in flags if flags[flag].is_in(version)]
             yield Mismatch((name,), "a flag this engine does not have", did_you_mean(name, known))
-        elif not flags[name].is_in(version):
-            yield Mismatch((name,), f"a flag that {_instead(flags[name], version)}", "another one")
-        elif (expected := _expected(flags[name], value)) is not None:
+        elif not flag.is_in(version):
+            yield Mismatch((name,), f"a flag that {_instead(flag, version)}", "another one")
+        elif (expected := _expected(flag, value)) is not None:
             yield Mismatch((name,), describe(value, None), expected)
 
 
@@ -60,6 +66,13 @@ def to_argv(args: Mapping[str, Arg]) -> list[str]:
     return words
 
 
+def _find(name: str, flags: Mapping[str, Flag]) -> Flag | None:
+    whole, dot, _ = name.partition(".")
+    if dot and whole in flags and flags[whole].kind == "json":
+        return replace(flags[whole], kind="text")
+    return flags.get(name)
+
+
 def _instead(flag: Flag, version: Version) -> str:
     has = "the newest version" if version >= LATEST else f"version {show_version(version)}"
     if version < flag.since:
@@ -72,13 +85,15 @@ def _expected(flag: Flag, value: Arg) -> str | None:
     if value is None or value is False:
         return None
     match flag.kind:
-        case "switch":
+        case "switch" | "toggle":
             return None if value is True else "true or false"
         case "whole":
             is_fine = not isinstance(value, float) and value is not True and _is_whole(value)
             return None if is_fine else "a whole number, 0 or more"
         case "number":
             return None if value is not True and _is_number(value) else "a number, 0 or more"
+        case "json":
+            return None if isinstance(value, str) and _is_json(value) else "a text with JSON in it"
     if value is True:
         return "a value: this flag does not stand alone"
     if flag.choices and value not in flag.choices:
@@ -96,3 +111,11 @@ def _is_number(value: str | int | float) -> bool:
     except (ValueError, OverflowError):
         return False
     return math.isfinite(number) and number >= 0
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

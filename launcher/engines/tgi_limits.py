@@ -6,13 +6,14 @@ Pure; used by the engines `tgi` and `simulator`, which imitates it.
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from launcher.engines.versions import Version, parse_version, show_version
+from launcher.engines.versions import Version, show_version
 from router.config.mismatch import Mismatch
 from router.config.words import did_you_mean, quoted
 
 if TYPE_CHECKING:
     from launcher.config import ModelConfig
 
+EXAMPLE = "3.3.5"
 DTYPES = ("float16", "bfloat16")
 QUANTIZE_SINCE: dict[str, Version] = {
     "bitsandbytes": (0, 0, 0),
@@ -26,19 +27,23 @@ QUANTIZE_SINCE: dict[str, Version] = {
     "marlin": (2, 1, 0),
     "compressed-tensors": (2, 4, 0),
 }
+_QUANTIZE_BESIDE_DTYPE = (
+    None,
+    "auto",
+    "bitsandbytes",
+    "bitsandbytes-nf4",
+    "bitsandbytes-fp4",
+)  # the others fix the type themselves
 FIXED_LIMITS_UNTIL: Version = (2, 0, 0)  # before: 1024 input and 2048 total unless told otherwise
 FIXED_TOTAL_TOKENS = 2048
 
 
-def check_version(version: str | None) -> Iterator[Mismatch]:
-    if parse_version(version) is None:
-        yield Mismatch(("version",), f"a text {quoted(version or '')}", "a version like 3.3.5")
-
-
 def check_values(model: "ModelConfig", version: Version) -> Iterator[Mismatch]:
     """`quantize` and `dtype` that this version does not know, or not together."""
-    if model.quantize is not None and model.quantize not in QUANTIZE_SINCE:
-        known = [name for name, since in QUANTIZE_SINCE.items() if since <= version]
+    if model.quantize == "auto":
+        pass  # becomes one of them, or none, when the GPU is known
+    elif model.quantize is not None and model.quantize not in QUANTIZE_SINCE:
+        known = ["auto", *(name for name, since in QUANTIZE_SINCE.items() if since <= version)]
         expected = did_you_mean(model.quantize, known)
         yield Mismatch(("quantize",), f"a text {quoted(model.quantize)}", expected)
     elif model.quantize is not None and version < QUANTIZE_SINCE[model.quantize]:
@@ -49,7 +54,7 @@ def check_values(model: "ModelConfig", version: Version) -> Iterator[Mismatch]:
         yield Mismatch(
             ("dtype",), f"a text {quoted(model.dtype)}", did_you_mean(model.dtype, DTYPES)
         )
-    elif model.dtype is not None and model.quantize is not None:
+    elif model.dtype is not None and model.quantize not in _QUANTIZE_BESIDE_DTYPE:
         yield Mismatch(("dtype",), "dtype beside quantize", "one of the two")
 
 

@@ -6,6 +6,9 @@ simulator prints the same ones. Pure; used by the engines `tgi` and `simulator`.
 
 import re
 
+from launcher.engines import faults
+from launcher.engines.base import Fault
+
 # Tried in this order: the first phrase found in a line decides.
 _PHASES: tuple[tuple[str, str], ...] = (
     ("Not enough memory to handle", "failed: not enough GPU memory"),
@@ -43,6 +46,16 @@ _CONNECTED = re.compile(r"\bConnected(?:\"|\s*$)")
 _TOKEN_BUDGET = re.compile(r"Setting max batch total tokens to (\d+)")
 
 
+_FAULTS = faults.phrases(
+    [
+        (r"Not enough memory to handle", Fault.GPU_MEMORY),
+        (r"\bArgumentValidation\(", Fault.BAD_FLAG),
+        (r"\bUnsupported model type\b", Fault.BAD_MODEL),
+        (r"No such file or directory: '/model/", Fault.BAD_MODEL),
+    ]
+)
+
+
 def phase_of(log_line: str) -> str | None:
     """What the replica is doing, for people; None for a line that tells nothing."""
     if match := _DOWNLOADED.search(log_line):
@@ -57,3 +70,10 @@ def token_budget_of(log_line: str) -> int | None:
     """The tokens of all running requests together, as the warm-up found them to fit."""
     match = _TOKEN_BUDGET.search(log_line)
     return int(match[1]) if match else None
+
+
+def fault_of(log_line: str) -> Fault | None:
+    """What has gone wrong for good, by text-generation-inference's words or its libraries'."""
+    return faults.fault_in(
+        log_line, _FAULTS, faults.CLAP, faults.CUDA, faults.HOST, faults.HUB, faults.ARGPARSE
+    )

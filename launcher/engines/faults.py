@@ -1,0 +1,105 @@
+"""What a line of an engine's log says has gone wrong for good. Pure tables; used by the engines.
+
+A line that repeats what a client sent is never believed: whoever may ask a model something could
+else have its replica restarted. Phrases are those of the programs themselves (clap and argparse,
+CUDA and NVML, PyTorch, the hub's client), and none that a passing trouble of the network writes.
+"""
+
+import re
+from collections.abc import Iterable
+
+from launcher.engines.base import Fault
+
+Phrases = tuple[tuple[re.Pattern[str], Fault], ...]
+
+# Where engines put a request into a log line: text-generation-inference as the parameters of its
+# span, vLLM and Aphrodite with the prompt, pydantic as the value it refuses.
+_QUOTES_A_CLIENT = re.compile(
+    r"GenerateParameters \{|\bparameters=|\"parameters\":|\bprompt['\"]?:|Received request"
+    r"|\binput_value="
+)
+
+
+def phrases(table: Iterable[tuple[str, Fault]]) -> Phrases:
+    """Regular expressions, tried in this order: the first one found in a line decides."""
+    return tuple((re.compile(pattern), fault) for pattern, fault in table)
+
+
+def fault_in(log_line: str, *tables: Phrases) -> Fault | None:
+    """The fault this line tells, if it is the engine's own words; earlier tables come first."""
+    for table in tables:
+        for pattern, fault in table:
+            if pattern.search(log_line):
+                return None if _QUOTES_A_CLIENT.search(log_line) else fault
+    return None
+
+
+CUDA = phrases(
+    [
+        (r"CUDA out of memory", Fault.GPU_MEMORY),
+        (r"\btorch\.(?:cuda\.)?OutOfMemoryError", Fault.GPU_MEMORY),
+        (r"CUDA error: out of memory", Fault.GPU_MEMORY),
+        (r"CUDA_ERROR_OUT_OF_MEMORY", Fault.GPU_MEMORY),
+        (r"cudaMalloc failed: out of memory", Fault.GPU_MEMORY),
+        (r"CUBLAS_STATUS_ALLOC_FAILED", Fault.GPU_MEMORY),
+        # systemd's daemon-reload takes the devices out of containers that run.
+        (r"Failed to initialize NVML", Fault.GPU_LOST),
+        (r"Driver/library version mismatch", Fault.GPU_LOST),
+        (r"No CUDA GPUs are available", Fault.GPU_LOST),
+        (r"no CUDA-capable device is detected", Fault.GPU_LOST),
+        (r"CUDA-capable device\(s\) is/are busy or unavailable", Fault.GPU_LOST),
+        (r"\bGPU is lost\b", Fault.GPU_LOST),
+        (r"fallen off the bus", Fault.GPU_LOST),
+        (r"NVRM: Xid|\bX(?:id|ID) \d+\b", Fault.GPU_LOST),
+        # After any of these all further CUDA calls of the process fail, while /health is well.
+        (r"uncorrectable (?:ECC|NVLink) error", Fault.GPU_LOST),
+        (r"an illegal (?:memory access|instruction) was encountered", Fault.GPU_LOST),
+        (r"CUDA error: (?:unspecified launch failure|misaligned address)", Fault.GPU_LOST),
+        (r"CUDA error: device-side assert triggered", Fault.GPU_LOST),
+        (r"CUDA error: (?:unknown error|invalid device ordinal)", Fault.GPU_LOST),
+    ]
+)
+
+HOST = phrases(
+    [
+        (r"shutdown with signal 9\b", Fault.HOST_MEMORY),
+        (r"died with <Signals\.SIGKILL", Fault.HOST_MEMORY),
+        (r"\bexit ?code:? -9\b", Fault.HOST_MEMORY),
+        (r"DefaultCPUAllocator: (?:can't|not enough) ", Fault.HOST_MEMORY),
+        (r"\bstd::bad_alloc\b", Fault.HOST_MEMORY),
+        (r"\bCannot allocate memory\b", Fault.HOST_MEMORY),
+    ]
+)
+
+# No 404 as such: engines ask for files that a model need not have.
+HUB = phrases(
+    [
+        (r"\b(?:401|403) Client Error", Fault.BAD_MODEL),
+        (r"\bstatus client error \((?:401|403)\b", Fault.BAD_MODEL),
+        (r"\b(?:GatedRepo|RepositoryNotFound|RevisionNotFound)Error", Fault.BAD_MODEL),
+        (r"Cannot access gated repo", Fault.BAD_MODEL),
+        (r"You are trying to access a gated repo", Fault.BAD_MODEL),
+        (r"is not a local folder and is not a valid model identifier", Fault.BAD_MODEL),
+        (r"Repo id must ", Fault.BAD_MODEL),
+        (r"Unrecognized (?:model in|configuration class) ", Fault.BAD_MODEL),
+    ]
+)
+
+CLAP = phrases(
+    [
+        (r"(?:^|\s)error: unexpected argument ", Fault.BAD_FLAG),
+        (r"(?:^|\s)error: invalid value .+ for '-", Fault.BAD_FLAG),
+        (r"(?:^|\s)error: the argument '-", Fault.BAD_FLAG),
+        (r"(?:^|\s)error: a value is required for ", Fault.BAD_FLAG),
+        (r"(?:^|\s)error: the following required arguments were not", Fault.BAD_FLAG),
+    ]
+)
+
+ARGPARSE = phrases(
+    [
+        (r"\berror: unrecognized arguments: ", Fault.BAD_FLAG),
+        (r"\berror: argument -", Fault.BAD_FLAG),
+        (r"\berror: ambiguous option: ", Fault.BAD_FLAG),
+        (r"\berror: the following arguments are required: ", Fault.BAD_FLAG),
+    ]
+)
