@@ -208,7 +208,7 @@ def _usable(inventory: Inventory) -> Iterator[Gpu]:
 
 
 def _known(inventory: Inventory) -> str:
-    devices = [f"cuda:{index} ({gpu.uuid})" for index, gpu in enumerate(inventory.gpus)]
+    devices = [f"cuda:{gpu.index} ({gpu.uuid})" for gpu in inventory.gpus]
     return _few(devices + [one.uuid for one in inventory.slices]) or "none: no GPU is here"
 
 

@@ -72,6 +72,12 @@ class Instance:
     def pid(self) -> int | None:
         return self.handle.pid if self.handle else None
 
+    def take_over(self, before: "Instance") -> None:
+        """Of the same replica: what outlives a change of its spec."""
+        self.handle, self.generation = before.handle, before.generation
+        self.restarts, self.started_at = before.restarts, before.started_at
+        self.max_tokens = self.max_tokens or before.max_tokens
+
     def move(self, phase: Phase, reason: str, now_s: float) -> bool:
         """Enter a phase; False when it is in it already. Raises IllegalStep off the table."""
         if phase is self.phase:

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any
 
 from launcher.assignment import assign, wanted_models
-from launcher.config import MAX_REPLICAS, ClusterConfig, EngineConfig, ModelConfig
+from launcher.config import MAX_REPLICAS, ClusterConfig, EngineConfig, ModelConfig, RuntimeConfig
 from launcher.device_request import Group
 from launcher.engines import ENGINES
 from launcher.engines.base import Mount
@@ -103,8 +103,9 @@ def replica_specs(
     groups = assign(
         wanted_models(config), inventory, [_running_of(slug, running) for slug in slugs]
     )
+    around = _around(config.runtime)
     return [
-        _spec(f"{slug}-{position}", model, config.engine_of(model), position, devices, size)
+        _spec(f"{slug}-{position}", model, config.engine_of(model), position, devices, size, around)
         for slug, model, given in zip(slugs, config.models, groups, strict=True)
         for position, devices in enumerate(given)
     ]
@@ -121,6 +122,7 @@ def _spec(
     position: int,
     devices: Group,
     size: Size,
+    around: Mapping[str, Any],
 ) -> ReplicaSpec:
     sizing = size(model, engine, devices)
     wanted: dict[str, Any] = {
@@ -144,9 +146,22 @@ def _spec(
         id=replica_id,
         model=model.served_name,
         start_timeout_s=engine.start_timeout_s,
-        fingerprint=_fingerprint({**wanted, "served_name": model.served_name}),
+        fingerprint=_fingerprint({**wanted, **around, **_named(model, engine)}),
         **wanted,
     )
+
+
+def _named(model: ModelConfig, engine: EngineConfig) -> dict[str, str]:
+    """Engines that speak OpenAI's API are told the name; renaming the model replaces those."""
+    return {"name": model.served_name} if ENGINES[engine.name].dialect == "openai" else {}
+
+
+def _around(runtime: RuntimeConfig) -> dict[str, Any]:
+    """What a container is made with beside its spec."""
+    if runtime.name != "docker":
+        return {}
+    names = ("gpu_injection", "cache_dir", "network", "memory", "user")
+    return {name: str(getattr(runtime.docker, name)) for name in names}
 
 
 def _fingerprint(wanted: dict[str, Any]) -> str:

@@ -44,8 +44,12 @@ def next_start(
     cause: str,
     *,
     recoverable: bool = True,
+    is_slow: bool = False,
 ) -> Decision:
-    """Decide after an end. `ready_for_s`: how long it had been ready; None when it never was."""
+    """Decide after an end. `ready_for_s`: how long it had been ready; None when it never was.
+
+    `is_slow`: somebody has to see to it first, so trying is rare from the second time on.
+    """
     clean = ready_for_s is not None and ready_for_s >= policy.reset_after_s
     after = History(
         deaths=1 if clean else history.deaths + 1,
@@ -58,7 +62,7 @@ def next_start(
     if policy.max_failures is not None and after.failed_starts >= policy.max_failures:
         return Decision(after, None, f"given up after {_times(after.failed_starts)}: {cause}")
     # 3. Again, now or later.
-    delay_s = _delay_s(policy, after.deaths)
+    delay_s = policy.max_s if is_slow and after.deaths > 1 else _delay_s(policy, after.deaths)
     when = f"in {delay_s:g} s" if delay_s > 0 else "at once"
     return Decision(after, delay_s, f"restart {after.deaths} {when}: {cause}")
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from launcher import processes
 from launcher.cluster import Cluster
+from launcher.desired import expected
 from launcher.instance import Phase
-from launcher.placement import replica_specs
 from launcher.processes import ProcessId
 from launcher.router_client import RouterAway, RouterClient, replica_states
 from launcher.router_process import running_routers
+from router.errors import RuntimeAway
 
 RECORD = "status.json"
 _RUNNING = (Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
@@ -35,6 +36,7 @@ class ReplicaStatus:
     restarts: int = 0
     pid: int | None = None
     ref: str = ""
+    shown: str = ""  # how people find it: `pid 4711`, `container 3f2a9c1b7d10`
     generation: int = 0
     failed_starts: int = 0
     progress: str = ""
@@ -43,7 +45,18 @@ class ReplicaStatus:
     max_tokens: int | None = None
     in_flight: int | None = None  # calls, from the router; None when it does not tell
     drained: bool = False  # by an operator: it runs, and could take calls
+    devices: tuple[str, ...] = ()
+    is_outdated: bool = False  # runs as an older config wanted it; replaced in its turn
     shunned: str = ""  # the router's word for why it sends nothing to a ready one; "" if it does
+
+    @property
+    def container(self) -> str | None:
+        """The container's id, where it is one."""
+        return self.ref if self.shown.startswith("container") else None
+
+    @property
+    def is_running(self) -> bool:
+        return bool(self.ref)
 
     @property
     def is_up(self) -> bool:
@@ -74,11 +87,14 @@ class ClusterStatus:
     adopted: int = 0  # replicas that ran before this launcher came
     is_stopping: bool = False
     notes: tuple[str, ...] = ()  # what the launcher decided when it began, for the operator
+    change_id: str = ""  # the last request to follow a changed config, and why it was refused
+    change_error: str = ""
+    trouble: str = ""  # why what is shown may not be so
 
     @property
     def is_ready(self) -> bool:
         """Every replica is up, drained ones included, and the router serves."""
-        served = all(replica.is_up for replica in self.replicas)
+        served = all(replica.is_up and not replica.is_outdated for replica in self.replicas)
         return served and self.router_serves
 
     @property
@@ -91,7 +107,7 @@ class ClusterStatus:
         return (
             self.launcher_pid is not None
             or self.router.pid is not None
-            or any(replica.pid for replica in self.replicas)
+            or any(replica.is_running for replica in self.replicas)
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -106,6 +122,9 @@ class ClusterStatus:
                     "url": replica.url,
                     "restarts": replica.restarts,
                     "pid": replica.pid,
+                    "container": replica.container,
+                    "devices": list(replica.devices),
+                    "outdated": replica.is_outdated,
                     "model": replica.model,
                     "progress": replica.progress,
                     "reason": replica.reason,
@@ -118,6 +137,7 @@ class ClusterStatus:
                 "restarts": self.router.restarts,
             },
             "launcher": {"pid": self.launcher_pid},
+            "trouble": self.trouble,
         }
 
     def as_record(self) -> dict[str, Any]:
@@ -130,7 +150,13 @@ def recorded(cluster: Cluster) -> ClusterStatus | None:
     record.pop("version", None)
     with suppress(KeyError, TypeError, ValueError):
         replicas = (
-            ReplicaStatus(**{**fields, "phase": Phase(fields["phase"])})
+            ReplicaStatus(
+                **{
+                    **fields,
+                    "phase": Phase(fields["phase"]),
+                    "devices": tuple(fields.get("devices", ())),
+                }
+            )
             for fields in record.pop("replicas")
         )
         router = record.pop("router")
@@ -145,8 +171,9 @@ async def read(cluster: Cluster) -> ClusterStatus:
     status = _with_config(recorded(cluster), cluster)
     launcher = cluster.folder.holder()
     routers = running_routers(cluster.folder)
-    replicas = await _checked(status.replicas, supervised=launcher is not None)
-    if launcher is None and (routers or any(replica.pid for replica in replicas)):
+    running, trouble = await _running_refs(status, cluster)
+    replicas = await _checked(status.replicas, running, supervised=launcher is not None)
+    if launcher is None and (routers or any(replica.is_running for replica in replicas)):
         replicas = tuple(_unwatched(replica, cluster.command("up")) for replica in replicas)
     router = replace(status.router, pid=routers[0].process.pid if routers else None)
     if not routers:
@@ -157,6 +184,7 @@ async def read(cluster: Cluster) -> ClusterStatus:
         replicas=replicas,
         router=router,
         is_stopping=status.is_stopping and launcher is not None,
+        trouble=trouble,
     )
     return await _with_router_view(status, cluster) if routers else status
 
@@ -193,23 +221,39 @@ def _with_config(status: ClusterStatus | None, cluster: Cluster) -> ClusterStatu
     status = status or ClusterStatus(config.cluster, endpoint, ())
     known = {replica.id for replica in status.replicas}
     missing = (
-        ReplicaStatus(spec.id, spec.model) for spec in replica_specs(config) if spec.id not in known
+        ReplicaStatus(spec.id, spec.model) for spec in expected(config) if spec.id not in known
     )
     return replace(
         status, endpoint=status.endpoint or endpoint, replicas=(*status.replicas, *missing)
     )
 
 
+async def _running_refs(status: ClusterStatus, cluster: Cluster) -> tuple[set[str], str]:
+    """Which of the recorded starts run; where nobody can tell, all of them, and why."""
+    refs = {replica.ref for replica in status.replicas if replica.ref}
+    if cluster.config.runtime.name == "process":
+        return {ref for ref in refs if _runs(ref)}, ""
+    from launcher.supervisor import make_runtime
+
+    runtime = make_runtime(cluster)
+    try:
+        return {handle.ref for handle in await runtime.owned()}, ""
+    except RuntimeAway as exc:
+        return refs, f"{exc}; what is shown of replicas is what was known last"
+    finally:
+        await runtime.aclose()
+
+
 async def _checked(
-    replicas: tuple[ReplicaStatus, ...], *, supervised: bool
+    replicas: tuple[ReplicaStatus, ...], running: set[str], *, supervised: bool
 ) -> tuple[ReplicaStatus, ...]:
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_check(r, supervised=supervised)) for r in replicas]
+        tasks = [group.create_task(_check(r, running, supervised=supervised)) for r in replicas]
     return tuple(task.result() for task in tasks)
 
 
-async def _check(replica: ReplicaStatus, *, supervised: bool) -> ReplicaStatus:
-    alive = bool(replica.ref) and _runs(replica.ref)
+async def _check(replica: ReplicaStatus, running: set[str], *, supervised: bool) -> ReplicaStatus:
+    alive = replica.ref in running
     # 1. It runs. Without a launcher nobody noted how it went on, so it is asked itself.
     if alive:
         if supervised or replica.url is None:
@@ -221,7 +265,17 @@ async def _check(replica: ReplicaStatus, *, supervised: bool) -> ReplicaStatus:
     # 2. It does not, and a launcher is about to see to it.
     if supervised and replica.phase not in _RUNNING:
         return replica
-    gone = replace(replica, pid=None, url=None, ref="", started_at=None, progress="", drained=False)
+    gone = replace(
+        replica,
+        pid=None,
+        url=None,
+        ref="",
+        shown="",
+        is_outdated=False,
+        started_at=None,
+        progress="",
+        drained=False,
+    )
     if supervised:
         return replace(gone, phase=Phase.PENDING, reason="it has just ended")
     # 3. It does not, and nobody will start it.
@@ -231,7 +285,7 @@ async def _check(replica: ReplicaStatus, *, supervised: bool) -> ReplicaStatus:
 
 def _unwatched(replica: ReplicaStatus, up: str) -> ReplicaStatus:
     """Others run and this one does not: who reads it must not wait for its return."""
-    if replica.pid is not None:
+    if replica.is_running:
         return replica
     why = f"{replica.reason}; " if replica.reason else ""
     return replace(replica, reason=f"{why}no launcher restarts it; `{up}` does")

@@ -1,9 +1,10 @@
 """The launcher's heart: observe what runs, plan, act, and keep the router told.
 
-It runs while it holds the cluster's lock. Each replica has a keeper and so has the router; this
-file starts them, publishes what they report (status record, replica list for the router) and takes
-everything down in the right order: the router first, as it finishes calls that replicas still
-serve. A supervisor that dies changes nothing for clients; the next one adopts what runs.
+It runs while it holds the cluster's lock. Each replica has a keeper (`crew`) and so has the router;
+this file starts them, publishes what they report (status record, replica list for the router),
+follows a changed config, and takes everything down in the right order: the router first, as it
+finishes calls that replicas still serve. A supervisor that dies changes nothing for clients; the
+next one adopts what runs.
 """
 
 import asyncio
@@ -15,26 +16,28 @@ from typing import Any
 
 import aiohttp
 
-from launcher import log_files, status
+from launcher import changes, log_files, status
+from launcher.changes import ChangeRequest
 from launcher.cluster import Cluster
-from launcher.engines import ENGINES
+from launcher.crew import Crew
+from launcher.desired import desired, files_are_here, gpu_notes
 from launcher.instance import Instance, Phase
-from launcher.keeper import ReplicaKeeper, Surroundings
-from launcher.placement import ReplicaSpec, replica_specs
+from launcher.keeper import ReplicaKeeper
+from launcher.placement import ReplicaSpec
 from launcher.plan import Plan, make_plan
-from launcher.restarts import RestartPolicy
-from launcher.router_client import PushRefused, RouterAway, RouterClient
+from launcher.races import first_of
+from launcher.router_client import PushRefused, RouterAway, RouterClient, replica_states
 from launcher.router_process import LOG_NAME, RouterKeeper
-from launcher.runtimes import RUNTIMES, Handle, Runtime
+from launcher.runtimes import RUNTIMES, Runtime
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
 from router.errors import OperatorError, StateError, StopError
 
 log = logging.getLogger("launcher")
 
 BEAT_S = 2.0  # the full list goes to the router at least this often
-MAX_LOADING_ON_GPU = 2  # more at once exhaust the host's memory and thrash its page cache
 _LOG_BOUND_EVERY = 30  # beats
 _CALLS_LEFT_EVERY_S = 0.5
+_DRAIN_LOOK_S = 0.05
 
 
 class Supervisor:
@@ -45,12 +48,14 @@ class Supervisor:
     ) -> None:
         self._cluster = cluster
         self._on_change = on_change
-        self._keepers: list[ReplicaKeeper] = []
         self._runtime = make_runtime(cluster)
         self._client = RouterClient(cluster.folder.admin_socket)
         self._router = RouterKeeper(cluster.folder, cluster.config, self._client, self._changed)
+        self._crew: Crew | None = None
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
+        self._change = asyncio.Event()
+        self._change_id, self._change_error = "", ""
         self._news = asyncio.Event()
         self._router_state: dict[str, Any] = {}
         self._published: ClusterStatus | None = None
@@ -65,6 +70,10 @@ class Supervisor:
             self._stop_at_once.set()
         self._stop.set()
 
+    def request_change(self) -> None:
+        """The config was edited: read what `changes` left in the state folder, and follow it."""
+        self._change.set()
+
     @property
     def is_stopping(self) -> bool:
         return self._stop.is_set()
@@ -76,19 +85,36 @@ class Supervisor:
         """
         # Replicas answer one call per look; a pooled connection would outlive them.
         connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        async with self._client, aiohttp.ClientSession(connector=connector) as session:
-            specs = replica_specs(self._cluster.config)
-            plan = make_plan(specs, await self._runtime.owned())
-            self._keep_config()
-            await self._router.open()
-            self._keepers = self._make_keepers(specs, session)
-            self._restore(plan)
-            # A bug that ends the keeping takes nothing down: clients are served, and the next
-            # launcher adopts it all.
-            await self._keep_all(plan)
-            await self._take_down()
+        try:
+            async with self._client, aiohttp.ClientSession(connector=connector) as session:
+                await self._run(session)
+        finally:
+            await self._runtime.aclose()
+
+    async def _run(self, session: aiohttp.ClientSession) -> None:
+        config = self._cluster.config
+        owned = await self._runtime.owned()
+        specs = await asyncio.to_thread(desired, config, owned)
+        await self._runtime.prepare(specs, log.info)
+        plan = make_plan(specs, owned)
+        strangers = await asyncio.to_thread(gpu_notes, config, specs, owned)
+        changes.forget(self._cluster.folder)
+        self._keep_config()
+        await self._router.open()
+        self._crew = Crew(
+            self._runtime, session, self._drained, self._is_here, changed=self._changed
+        )
+        self._restore(plan, specs, strangers)
+        # A bug that ends the keeping takes nothing down: clients are served, and the next
+        # launcher adopts it all.
+        await self._keep_all(plan)
+        await self._take_down()
 
     # ---- acting
+
+    @property
+    def _keepers(self) -> list[ReplicaKeeper]:
+        return list(self._crew) if self._crew is not None else []
 
     def _keep_config(self) -> None:
         try:
@@ -97,63 +123,111 @@ class Supervisor:
             raise StateError(f"{self._cluster.path}: cannot read it again: {exc.strerror}") from exc
         self._cluster.folder.write_text(self._cluster.folder.config_copy.name, text)
 
-    def _make_keepers(
-        self, specs: list[ReplicaSpec], session: aiohttp.ClientSession
-    ) -> list[ReplicaKeeper]:
-        runtime = self._cluster.config.runtime
-        on_gpu = asyncio.Semaphore(MAX_LOADING_ON_GPU)
-        elsewhere = asyncio.Semaphore(max(1, len(specs)))
-        policy = RestartPolicy(**runtime.restart.model_dump())
-        keepers = []
-        for spec in specs:
-            engine = ENGINES[spec.engine_name]
-            slots = on_gpu if engine.uses_gpu else elsewhere
-            around = Surroundings(
-                self._runtime, session, slots, policy, runtime.stop_grace_s, self._changed
-            )
-            keepers.append(ReplicaKeeper(spec, engine, around))
-        return keepers
+    def _is_here(self, spec: ReplicaSpec) -> bool:
+        return files_are_here(spec, self._cluster.config)
 
-    def _restore(self, plan: Plan) -> None:
+    def _restore(self, plan: Plan, specs: list[ReplicaSpec], strangers: list[str]) -> None:
         """What runs on, and what the last launcher knew of it.
 
         Before anything is told: a first list without their addresses would have the router take
         them for ended, and cut their streams.
         """
+        assert self._crew is not None
         before = status.recorded(self._cluster)
         known = {replica.ref: replica for replica in before.replicas} if before else {}
-        running = {spec.id: handle for spec, handle in (*plan.adopt, *plan.replace)}
-        self._adopted = len(running)
-        self._notes = tuple(_notes(plan, {keeper.spec.id for keeper in self._keepers}))
-        for keeper in self._keepers:
-            if (handle := running.get(keeper.spec.id)) is None:
-                continue
-            keeper.instance.handle, keeper.instance.generation = handle, handle.generation
-            if replica := known.get(handle.ref):
-                keeper.instance.restarts = replica.restarts
-                keeper.instance.started_at = replica.started_at
-                keeper.instance.max_tokens = replica.max_tokens
+
+        def restore(instance: Instance) -> None:
+            if instance.handle and (replica := known.get(instance.handle.ref)):
+                instance.restarts = replica.restarts
+                instance.started_at = replica.started_at
+                instance.max_tokens = replica.max_tokens
+
+        self._adopted = len(plan.adopt) + len(plan.replace)
+        self._notes = (*_notes(plan, {spec.id for spec in specs}), *strangers)
+        self._crew.hire(specs, self._cluster.config.runtime, plan, restore)
 
     async def _keep_all(self, plan: Plan) -> None:
-        adopt = {spec.id: handle for spec, handle in plan.adopt}
-        outdated = {spec.id: handle for spec, handle in plan.replace}
+        assert self._crew is not None
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._router.run()), group.create_task(self._tell())]
-            tasks += [group.create_task(self._stop_stray(stray)) for stray in plan.strays]
-            for keeper in self._keepers:
-                name = keeper.spec.id
-                run = keeper.run(adopted=adopt.get(name), outdated=outdated.get(name))
-                tasks.append(group.create_task(run))
-            await self._stop.wait()
-            for task in tasks:
+            self._crew.begin(group, plan)
+            router = group.create_task(self._router.run())
+            tell = group.create_task(self._tell())
+            while not self._stop.is_set():
+                await first_of(_set(self._stop), _set(self._change))
+                if self._change.is_set() and not self._stop.is_set():
+                    self._change.clear()
+                    router = await self._follow_change(group, router)
+            for task in (router, tell):
                 task.cancel()
+            self._crew.dismiss()
 
-    async def _stop_stray(self, stray: Handle) -> None:
-        log.info("%s generation=%d: not wanted, stopped", stray.replica_id, stray.generation)
+    # ---- following a changed config
+
+    async def _follow_change(
+        self, group: asyncio.TaskGroup, router: "asyncio.Task[None]"
+    ) -> "asyncio.Task[None]":
+        """Whatever is refused leaves everything as it was, and is told to who asked."""
+        request = changes.read(self._cluster.folder)
+        if request is None:
+            return router
+        error = ""
         try:
-            await self._runtime.stop(stray, self._cluster.config.runtime.stop_grace_s)
+            router = await self._change_to(request, group, router)
+            log.info("config: read again from %s", request.path)
         except OperatorError as exc:
-            log.error("%s", exc)
+            log.error("config: not followed: %s", exc)
+            error = str(exc)
+        except Exception as exc:  # a bug here must not end what serves
+            log.exception("config: not followed")
+            error = f"a bug in the launcher: {exc!r} (see its log)"
+        self._change_id, self._change_error = request.id, error
+        self._changed()
+        return router
+
+    async def _change_to(
+        self, request: ChangeRequest, group: asyncio.TaskGroup, router: "asyncio.Task[None]"
+    ) -> "asyncio.Task[None]":
+        assert self._crew is not None
+        cluster = Cluster.load(request.path)
+        changes.require_possible(self._cluster, cluster)
+        handles = self._crew.handles
+        specs = await asyncio.to_thread(desired, cluster.config, handles)
+        self._runtime.use(cluster.config)
+        await self._runtime.prepare(specs, log.info)
+        strangers = await asyncio.to_thread(gpu_notes, cluster.config, specs, handles)
+        opened = self._router.prepare_change(cluster.config)
+        self._cluster = cluster
+        self._keep_config()
+        self._notes = tuple(strangers)
+        if opened:
+            router.cancel()
+            await asyncio.wait([router])
+            self._router.change()
+            router = group.create_task(self._router.run())
+        await self._crew.change(specs, cluster.config.runtime)
+        return router
+
+    async def _drained(self, replica_id: str) -> None:
+        """Until the router knows that it leaves and has no call of it; bounded."""
+        bound_s = self._cluster.config.runtime.drain_timeout_s
+        try:
+            async with asyncio.timeout(bound_s):
+                while await self._has_calls(replica_id):  # noqa: ASYNC110  # another process's state
+                    await asyncio.sleep(_DRAIN_LOOK_S)
+        except TimeoutError:
+            text = "%s: still has calls after runtime.drain_timeout_s (%g s); stopped all the same"
+            log.warning(text, replica_id, bound_s)
+
+    async def _has_calls(self, replica_id: str) -> bool:
+        if not self._router.answering.is_set():
+            return False
+        if await asyncio.to_thread(self._router.is_handing_over):
+            return True  # the router before this one may still have calls there
+        try:
+            seen = replica_states(await self._client.state()).get(replica_id)
+        except RouterAway:
+            return False
+        return seen is not None and (seen.get("phase") != Phase.DRAINING or bool(seen["requests"]))
 
     # ---- telling
 
@@ -242,7 +316,7 @@ class Supervisor:
             view.failed_starts,
             view.reason,
         )
-        replicas = (_as_status(keeper.instance) for keeper in self._keepers)
+        replicas = (_as_status(keeper) for keeper in self._keepers)
         return ClusterStatus(
             self._cluster.config.cluster,
             self._router.endpoint,
@@ -252,6 +326,8 @@ class Supervisor:
             self._adopted,
             self.is_stopping,
             self._notes,
+            self._change_id,
+            self._change_error,
         )
 
     def _logs(self) -> list[Any]:
@@ -291,25 +367,21 @@ class Supervisor:
 
     async def _stop_all(self) -> None:
         await self._router.stop()
-        grace_s = self._cluster.config.runtime.stop_grace_s
-        async with asyncio.TaskGroup() as group:
-            for keeper in self._keepers:
-                group.create_task(self._stop_one(keeper, grace_s))
+        if self._crew is not None:
+            await self._crew.stop_all()
 
-    async def _stop_one(self, keeper: ReplicaKeeper, grace_s: float) -> None:
-        try:
-            await keeper.stop(grace_s)
-        except OperatorError as exc:
-            log.error("%s", exc)
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 def _notes(plan: Plan, wanted: set[str]) -> Iterator[str]:
     """What is done to running replicas that the config does not want as they are."""
     for spec, handle in plan.replace:
-        yield f"{spec.id}: its config changed: replaced in its turn, pid {handle.pid} serves on"
+        yield f"{spec.id}: its config changed: replaced in its turn, {handle.shown} serves on"
     for stray in plan.strays:
         if stray.replica_id not in wanted:
-            yield f"{stray.replica_id}: no longer in the config: stopped, pid {stray.pid}"
+            yield f"{stray.replica_id}: no longer in the config: stopped, {stray.shown}"
 
 
 async def take_down_rest(cluster: Cluster, runtime: Runtime, router: RouterKeeper) -> None:
@@ -323,14 +395,8 @@ async def take_down_rest(cluster: Cluster, runtime: Runtime, router: RouterKeepe
 
 
 def make_runtime(cluster: Cluster) -> Runtime:
-    """The runtime the config names, which knows the engines' commands."""
-    runtime = cluster.config.runtime
-    return RUNTIMES[runtime.name](
-        cluster.folder,
-        lambda spec, port, host: ENGINES[spec.engine_name].command(spec, port, host),
-        runtime.host,
-        runtime.first_port,
-    )
+    """The runtime the config names."""
+    return RUNTIMES[cluster.config.runtime.name].of(cluster.config, cluster.folder)
 
 
 def _as_pushed(instance: Instance, spec: ReplicaSpec) -> dict[str, Any]:
@@ -346,7 +412,8 @@ def _as_pushed(instance: Instance, spec: ReplicaSpec) -> dict[str, Any]:
     }
 
 
-def _as_status(instance: Instance) -> ReplicaStatus:
+def _as_status(keeper: ReplicaKeeper) -> ReplicaStatus:
+    instance, handle = keeper.instance, keeper.instance.handle
     return ReplicaStatus(
         id=instance.replica_id,
         model=instance.model,
@@ -354,11 +421,14 @@ def _as_status(instance: Instance) -> ReplicaStatus:
         url=instance.url,
         restarts=instance.restarts,
         pid=instance.pid,
-        ref=instance.handle.ref if instance.handle else "",
+        ref=handle.ref if handle else "",
+        shown=handle.shown if handle else "",
         generation=instance.generation,
         failed_starts=instance.history.failed_starts,
         progress=instance.progress,
         reason=instance.reason,
-        started_at=instance.started_at if instance.handle else None,
+        started_at=instance.started_at if handle else None,
         max_tokens=instance.max_tokens,
+        devices=keeper.spec.devices,
+        is_outdated=handle is not None and handle.fingerprint != keeper.spec.fingerprint,
     )

@@ -21,7 +21,6 @@ Command = Callable[..., str]
 """Words to a `launcher` command that can be pasted: `Cluster.command`."""
 
 _DEFAULT: Command = partial(command_line, DEFAULT_CONFIG)
-_COLUMNS = ("REPLICA", "PHASE", "PID", "UPTIME", "RESTARTS", "URL", "DETAIL")
 _NUMBERS = frozenset({"PID", "UPTIME", "RESTARTS"})
 _MOST_NAMED = 5
 _STYLES = {
@@ -52,12 +51,13 @@ def render(
 def plain(status: ClusterStatus, *, command: Command = _DEFAULT) -> Iterator[str]:
     """The same as lines of text, whole however long, with nothing after their last word."""
     yield from heading(status, command)
-    rows = [_COLUMNS, *(_row(replica, command) for replica in status.replicas)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    columns = _columns(status)
+    rows = [columns, *(_row(replica, command) for replica in status.replicas)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
     for row in rows:
         cells = (
             cell.rjust(width) if name in _NUMBERS else cell.ljust(width)
-            for name, cell, width in zip(_COLUMNS, row, widths, strict=True)
+            for name, cell, width in zip(columns, row, widths, strict=True)
         )
         yield " ".join(cells).rstrip()
     if status.router.reason and status.router.phase is not Phase.READY:
@@ -80,7 +80,9 @@ def heading(status: ClusterStatus, command: Command = _DEFAULT) -> Iterator[str]
         router += f", restarts {status.router.restarts}"
     yield f"launcher: {launcher}   router: {router}"
     yield summary(status)
-    if status.launcher_pid is None and any(replica.pid for replica in status.replicas):
+    if status.trouble:
+        yield f"warning: {status.trouble}"
+    if status.launcher_pid is None and any(replica.is_running for replica in status.replicas):
         yield f"No launcher restarts what fails; `{command('up')}` adopts what runs."
 
 
@@ -88,8 +90,10 @@ def summary(status: ClusterStatus) -> str:
     """How many take calls, of how many there are to be."""
     ready = sum(replica.phase is Phase.READY for replica in status.replicas)
     drained = sum(replica.drained for replica in status.replicas)
+    outdated = sum(replica.is_outdated for replica in status.replicas)
     text = f"{ready} of {len(status.replicas)} replicas ready"
-    return text + (f", {drained} drained" if drained else "")
+    text += f", {drained} drained" if drained else ""
+    return text + (f", {outdated} to be replaced" if outdated else "")
 
 
 def waiting_for(status: ClusterStatus) -> str:
@@ -146,7 +150,7 @@ def _line(replica: ReplicaStatus, command: Command) -> str:
 
 def _table(status: ClusterStatus, command: Command) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in _COLUMNS:
+    for name in _columns(status):
         justify = "right" if name in _NUMBERS else "left"
         # Only the last column gives way on a narrow terminal; ids and URLs must stay whole.
         table.add_column(name, justify=justify, no_wrap=name != "DETAIL")  # type: ignore[arg-type]
@@ -158,11 +162,17 @@ def _table(status: ClusterStatus, command: Command) -> Table:
     return table
 
 
+def _columns(status: ClusterStatus) -> tuple[str, ...]:
+    in_containers = any(replica.container for replica in status.replicas)
+    runs_as = "CONTAINER" if in_containers else "PID"
+    return ("REPLICA", "PHASE", runs_as, "UPTIME", "RESTARTS", "URL", "DETAIL")
+
+
 def _row(replica: ReplicaStatus, command: Command) -> tuple[str, ...]:
     return (
         replica.id,
         str(replica.phase),
-        str(replica.pid or "-"),
+        (replica.container or "")[:12] or str(replica.pid or "-"),
         _duration(uptime_s(replica)),
         str(replica.restarts),
         replica.url or "-",
@@ -191,7 +201,9 @@ def _detail(replica: ReplicaStatus, command: Command) -> str:
     if replica.shunned:
         return f"gets no calls: the router finds it {replica.shunned}"
     if replica.phase is Phase.READY:
-        return f"{_calls(calls)} in flight" if calls else ""
+        busy = f"{_calls(calls)} in flight" if calls else ""
+        older = "runs with an older config, to be replaced" if replica.is_outdated else ""
+        return ", ".join(part for part in (older, busy) if part)
     if replica.phase is Phase.DRAINING and calls is not None:
         return f"{_calls(calls)} left"
     return replica.progress or replica.reason

@@ -18,6 +18,7 @@ from launcher.commands.up import LOCK_WAIT_S, LOG_NAME
 from launcher.instance import Phase
 from launcher.processes import Marks, ProcessId
 from launcher.router_process import running_routers
+from launcher.runtimes import Handle
 from launcher.spawn import spawn
 from launcher.state import ClusterLock
 from launcher.status import ClusterStatus, recorded
@@ -59,7 +60,16 @@ def run(cluster: Cluster) -> int:
 
 
 def _runs_already(cluster: Cluster) -> bool:
-    return bool(running_routers(cluster.folder) or asyncio.run(make_runtime(cluster).owned()))
+    return bool(running_routers(cluster.folder) or asyncio.run(owned(cluster)))
+
+
+async def owned(cluster: Cluster) -> list[Handle]:
+    """What runs of the cluster. Raises RuntimeAway."""
+    runtime = make_runtime(cluster)
+    try:
+        return await runtime.owned()
+    finally:
+        await runtime.aclose()
 
 
 def _wait(cluster: Cluster, child: ProcessId) -> str | None:
@@ -77,7 +87,7 @@ def _wait(cluster: Cluster, child: ProcessId) -> str | None:
             last = status
             if status.is_ready:
                 return None
-            if trouble := _trouble(cluster, status):
+            if trouble := trouble_of(cluster, status):
                 return trouble
         if not processes.is_running(child):
             raise _died(cluster, child)
@@ -107,7 +117,7 @@ def _status_by(child: ProcessId, cluster: Cluster) -> ClusterStatus | None:
     return status if status is not None and status.launcher_pid == child.pid else None
 
 
-def _trouble(cluster: Cluster, status: ClusterStatus) -> str | None:
+def trouble_of(cluster: Cluster, status: ClusterStatus) -> str | None:
     """Why it is not worth waiting any longer."""
     for replica in status.replicas:
         if replica.phase is Phase.FAILED or replica.failed_starts >= _FAILED_STARTS:

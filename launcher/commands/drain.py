@@ -7,9 +7,8 @@ Only what runs can be drained: a drain that waited for a replica's next start wo
 import asyncio
 from pathlib import Path
 
-from launcher import status
+from launcher import desired, status
 from launcher.cluster import Cluster
-from launcher.placement import replica_specs
 from launcher.router_client import RouterAway, RouterClient, replica_states
 from router.errors import OperatorError
 
@@ -21,15 +20,15 @@ def run(path: Path, replica_id: str, *, undo: bool = False, wait: bool = False) 
 
 
 async def _run(cluster: Cluster, replica_id: str, *, undo: bool, wait: bool) -> int:
-    known = [spec.id for spec in replica_specs(cluster.config)]
+    known = [spec.id for spec in desired.expected(cluster.config)]
     try:
         async with RouterClient(cluster.folder.admin_socket) as client:
             if not undo and replica_id in known:
                 await _require_running(cluster, replica_id)
             reply = await client.drain(replica_id, undo=undo)
             if reply is None:
-                expected = ", ".join(known)
-                raise OperatorError(f"found replica {replica_id!r}, expected one of: {expected}")
+                names = ", ".join(known)
+                raise OperatorError(f"found replica {replica_id!r}, expected one of: {names}")
             if undo:
                 print(f"{replica_id}: takes calls again")
                 return 0
@@ -52,7 +51,7 @@ async def _require_running(cluster: Cluster, replica_id: str) -> None:
         hint = cluster.command("up")
         raise OperatorError(f"no router runs, so there is nothing to drain; `{hint}` starts it")
     found = next((r for r in current.replicas if r.id == replica_id), None)
-    if found is None or found.pid is None:
+    if found is None or not found.is_running:
         phase = f" (it is {found.phase})" if found else ""
         raise OperatorError(f"{replica_id} is not running{phase}; nothing was changed")
 

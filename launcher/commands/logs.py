@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher import log_files
 from launcher.cluster import Cluster
-from launcher.placement import replica_specs
+from launcher.desired import expected
 from router.errors import OperatorError
 
 _LOOK_S = 0.2
@@ -18,7 +18,7 @@ _LOOK_S = 0.2
 def run(path: Path, name: str, *, lines: int = 100, follow: bool = False) -> int:
     cluster = Cluster.load(path)
     log = cluster.folder.log(name)
-    known = [*(spec.id for spec in replica_specs(cluster.config)), "router", "launcher"]
+    known = [*(spec.id for spec in expected(cluster.config)), "router", "launcher"]
     if name not in known and (Path(name).name != name or not log.exists()):
         raise OperatorError(f"found {name!r}, expected one of: {', '.join(known)}")
     if not log.exists() and not follow:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cluster import Cluster
-from launcher.placement import replica_specs
+from launcher.desired import expected
 
 if TYPE_CHECKING:
     from launcher.status import ClusterStatus
@@ -28,7 +28,7 @@ def run(path: Path, *, as_json: bool = False) -> int:
         print(json.dumps(current.as_json(), indent=2))
     else:
         _show(current, cluster)
-    return exit_code(current, {spec.id for spec in replica_specs(cluster.config)})
+    return exit_code(current, {spec.id for spec in expected(cluster.config)})
 
 
 def exit_code(current: "ClusterStatus", wanted: set[str]) -> int:

@@ -1,5 +1,9 @@
 """`launcher up`: start (or adopt) a cluster and look after it, in front or detached.
 
+Beside a launcher that runs already it has that one follow the edited config (`follow`); with
+`--dry-run` it shows what would be done (`dry_run`).
+
+
 In front it shows a live table, or plain lines where standard output is no terminal; Ctrl-C stops
 everything. Detached (`-d`) the same supervisor runs in a session of its own and this command only
 waits until all is ready, or says why not and leaves nothing running that it started.
@@ -17,14 +21,13 @@ from pathlib import Path
 
 from launcher import log_files
 from launcher.cluster import DEFAULT_CONFIG, Cluster
-from launcher.config import load_cluster_config
 from launcher.state import ClusterLock, LockHeld
 from launcher.status import ClusterStatus
 from launcher.supervisor import Supervisor
-from router.errors import ConfigError
 
 LOG_NAME = "launcher"
 LOCK_WAIT_S = 1.0  # a launcher that has just been killed may not be gone yet
+CHANGE_SIGNAL = signal.SIGUSR1  # sent by a second `launcher up`: the config was edited
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 EXAMPLE = """\
@@ -37,7 +40,7 @@ router:
 """
 
 
-def run(path: Path, *, detach: bool = False, is_child: bool = False) -> int:
+def run(path: Path, *, detach: bool = False, dry_run: bool = False, is_child: bool = False) -> int:
     if not path.exists() and path == DEFAULT_CONFIG:
         print(next_steps(), file=sys.stderr)
         return 2
@@ -48,8 +51,12 @@ def run(path: Path, *, detach: bool = False, is_child: bool = False) -> int:
         from launcher.commands import detached
 
         return detached.run(cluster)
-    except LockHeld as exc:
-        raise LockHeld(f"{exc}; {_beside_a_launcher(cluster)}") from exc
+    except LockHeld:
+        if is_child or cluster.folder.holder() is None:
+            raise
+    from launcher.commands import follow
+
+    return follow.run(cluster)
 
 
 def _in_front(cluster: Cluster, *, is_child: bool) -> int:
@@ -67,29 +74,6 @@ def _in_front(cluster: Cluster, *, is_child: bool) -> int:
     if not is_child:
         _say(f"cluster {cluster.config.cluster}: stopped, nothing of it runs")
     return 0
-
-
-def _beside_a_launcher(cluster: Cluster) -> str:
-    """What to do while another launcher runs it: nothing, unless the config has changed."""
-    up, down = cluster.command("up"), cluster.command("down")
-    if not _has_changed(cluster):
-        return f"see `{cluster.command('status')}`, or stop it with `{down}` first"
-    text = f"the config has changed since it read it: `{down} && {up}` starts everything anew"
-    if holder := cluster.folder.holder():
-        text += (
-            f"; `kill -KILL {holder.pid}; {up}` adopts what is unchanged, replaces or stops the "
-            "rest"
-        )
-    return text
-
-
-def _has_changed(cluster: Cluster) -> bool:
-    """Whether the running launcher read something else; comments and layout do not count."""
-    try:
-        running = load_cluster_config(cluster.folder.config_copy)
-    except ConfigError:
-        return cluster.folder.config_copy.exists()
-    return running != cluster.config
 
 
 def next_steps() -> str:
@@ -110,6 +94,7 @@ async def _supervise(supervisor: Supervisor) -> None:
         if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
             continue  # nohup: it is meant to outlive the terminal
         loop.add_signal_handler(signum, supervisor.request_stop)
+    loop.add_signal_handler(CHANGE_SIGNAL, supervisor.request_change)
     await supervisor.run()
 
 
@@ -188,6 +173,6 @@ def _hint(status: ClusterStatus, cluster: Cluster) -> str:
     if not status.is_stopping:
         detached = cluster.command("up", "-d")
         return f"Ctrl-C stops everything; `{detached}` leaves it running"
-    if status.router.pid is None and not any(replica.pid for replica in status.replicas):
+    if status.router.pid is None and not any(replica.is_running for replica in status.replicas):
         return "stopped"
     return "stopping: calls in flight are finished; Ctrl-C again kills at once"

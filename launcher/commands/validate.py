@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.cluster import require_default
+from router.config.words import count
 from router.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -80,12 +81,27 @@ def _endpoint(router: "RouterConfig") -> str:
 
 def _model(config: "ClusterConfig", model: "ModelConfig", written: Any) -> str:
     engine = config.engine_of(model)
-    plural = "" if model.replicas == 1 else "s"
-    text = f"{model.served_name}: {model.replicas} replica{plural} of {engine.name}"
+    replicas = model.replica_count
+    many = "a replica on every GPU" if replicas is None else count(replicas, "replica")
+    text = f"{model.served_name}: {many} of {engine.name}"
     text += f" {engine.version}" if engine.version else ""
-    if model.devices:  # as the operator wrote them: 0 and cuda:0 are the same
-        text += f", on {', '.join(map(str, written['devices']))}"
+    if model.devices and model.devices.groups:  # as the operator wrote them
+        text += f", on {_as_written(written['devices'])}"
     return text + (f", {model.quantize}" if model.quantize else "")
+
+
+def _as_written(devices: Any) -> str:
+    """The groups as they stand in the file: 0 and cuda:0 are the same."""
+    if isinstance(devices, dict):
+        devices = [devices]
+    if not isinstance(devices, list):
+        return str(devices)
+    return ", ".join(
+        " + ".join(map(str, group.values() if isinstance(group, dict) else group))
+        if isinstance(group, dict | list)
+        else str(group)
+        for group in devices
+    )
 
 
 # ---- warnings
@@ -93,11 +109,13 @@ def _model(config: "ClusterConfig", model: "ModelConfig", written: Any) -> str:
 
 def _missing_programs(config: "ClusterConfig") -> Iterator[str]:
     """Engines that could not be started from here; the same message once."""
+    from launcher.desired import expected
     from launcher.engines import ENGINES
-    from launcher.placement import replica_specs
 
+    if config.runtime.name != "process":
+        return
     programs: dict[str, str] = {}
-    for spec in replica_specs(config):
+    for spec in expected(config):
         command = ENGINES[spec.engine_name].command(
             spec, config.runtime.first_port, config.runtime.host
         )
@@ -109,7 +127,7 @@ def _missing_programs(config: "ClusterConfig") -> Iterator[str]:
 
 
 def _missing_tokens(config: "ClusterConfig") -> Iterator[str]:
-    from launcher.engines.tgi import TOKEN_VARIABLES
+    from launcher.engines.model_source import TOKEN_VARIABLES
 
     for model in config.models:
         engine = config.engine_of(model)

@@ -36,9 +36,9 @@ class Handle:
     @property
     def shown(self) -> str:
         """How people find it: `pid 4711`, or `container 3f2a9c1b7d10`."""
-        if self.runtime == "process":
-            return f"pid {self.pid}"
-        return f"{'container' if self.runtime == 'docker' else self.runtime} {self.ref[:12]}"
+        if self.runtime == "docker":
+            return f"container {self.ref[:12]}"
+        return f"pid {self.pid}"
 
 
 class Runtime(Protocol):

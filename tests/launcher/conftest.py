@@ -38,10 +38,14 @@ def make_spec() -> Callable[..., ReplicaSpec]:
             "max_input_tokens": None,
             "max_total_tokens": None,
             "devices": (),
+            "memory_fraction": None,
             "engine_name": "simulator",
             "engine_version": None,
+            "image": None,
             "args": {},
             "env": {},
+            "volumes": (),
+            "shm_bytes": None,
             "start_timeout_s": 10.0,
         }
         return ReplicaSpec(id=replica_id, fingerprint=fingerprint, **{**values, **fields})

@@ -10,9 +10,10 @@ from aiohttp import web
 
 from launcher.engines import ENGINES
 from launcher.instance import Phase
-from launcher.keeper import ReplicaKeeper, Surroundings
+from launcher.keeper import ReplicaKeeper, Rules, Surroundings
 from launcher.restarts import RestartPolicy
 from launcher.runtimes import Exit, Handle
+from launcher.turns import LoadGate, ReplaceTurn
 from router.errors import StartError, StopError
 
 FAST = RestartPolicy(base_s=0.001, max_s=0.002, max_failures=3)
@@ -33,7 +34,8 @@ class FakeRuntime:
     stopped: list[tuple[Handle, float]] = field(default_factory=list)
     exits: dict[Handle, "asyncio.Future[Exit]"] = field(default_factory=dict)
 
-    async def start(self, spec, generation: int) -> Handle:
+    async def start(self, spec, generation: int, say) -> Handle:
+        say("fetching what it needs")
         if self.start_errors:
             raise self.start_errors.pop(0)
         handle = Handle(
@@ -54,7 +56,7 @@ class FakeRuntime:
     async def wait(self, handle: Handle) -> Exit:
         return await asyncio.shield(self.exits[handle])
 
-    def poll(self, handle: Handle) -> Exit | None:
+    async def poll(self, handle: Handle) -> Exit | None:
         return self.exits[handle].result() if self.exits[handle].done() else None
 
     async def stop(self, handle: Handle, grace_s: float) -> None:
@@ -65,7 +67,7 @@ class FakeRuntime:
     async def owned(self) -> list[Handle]:
         return []
 
-    def is_serving_itself(self, handle: Handle) -> bool:
+    async def is_serving_itself(self, handle: Handle) -> bool:
         return self.serves_itself.pop(0) if self.serves_itself else True
 
     def last_generation(self, replica_id: str) -> int:
@@ -84,8 +86,20 @@ class World:
         self.phases: list[Phase] = []
         self._news = asyncio.Event()
         self.slots = asyncio.Semaphore(1)
-        around = Surroundings(runtime, session, self.slots, FAST, 7.0, self._changed)
+        self.gate = LoadGate(self.slots)
+        self.turn = ReplaceTurn()
+        self.draining: list[str] = []
+        self.is_drained = asyncio.Event()
+        self.is_drained.set()
+        rules = Rules(FAST, 7.0)
+        around = Surroundings(
+            runtime, session, rules, self.gate, self.turn, self._drained, self._changed
+        )
         self.keeper = ReplicaKeeper(spec, ENGINES["simulator"], around)
+
+    async def _drained(self, replica_id: str) -> None:
+        self.draining.append(replica_id)
+        await self.is_drained.wait()
 
     def _changed(self) -> None:
         phase = self.keeper.instance.phase
@@ -213,16 +227,83 @@ async def test_an_adopted_replica_is_not_started(world, make_handle) -> None:
 
 async def test_an_outdated_replica_serves_until_its_turn(world, make_handle) -> None:
     outdated = running(world, make_handle, generation=3)
-    await world.slots.acquire()  # another one is being replaced
+    await world.turn.take("another one that is being replaced")
     async with keeping(world, outdated=outdated):
         await world.until(Phase.READY)
         assert world.runtime.stopped == []
-        world.slots.release()
+        world.turn.give_back("another one that is being replaced")
         await world.holds(lambda: bool(world.runtime.started))
         await world.until(Phase.READY)
         assert world.runtime.stopped == [(outdated, 7.0)]
         assert Phase.DRAINING in world.phases
         assert world.keeper.instance.restarts == 0
+
+
+async def test_it_is_stopped_only_when_its_calls_are_done(world, make_handle) -> None:
+    world.is_drained.clear()
+    outdated = running(world, make_handle, generation=3)
+    async with keeping(world, outdated=outdated):
+        await world.holds(lambda: world.draining == ["replica-0"])
+        assert world.keeper.instance.phase is Phase.DRAINING
+        assert world.runtime.stopped == []
+        world.is_drained.set()
+        await world.until(Phase.READY)
+
+
+async def test_the_turn_is_kept_until_the_successor_is_ready(world, make_handle) -> None:
+    world.healthy = False
+    outdated = running(world, make_handle, generation=3)
+    async with keeping(world, outdated=outdated):
+        await world.holds(lambda: bool(world.runtime.started))
+        assert world.turn.owner is world.keeper
+        world.runtime.end(world.runtime.started[0], Exit(code=1, detail="exited with code 1"))
+        await world.holds(lambda: len(world.runtime.started) == 2)
+        assert world.turn.owner is world.keeper  # others must not follow into the same trouble
+        world.healthy = True
+        await world.until(Phase.READY)
+        assert world.turn.owner is None
+
+
+async def test_an_outdated_one_that_dies_is_replaced_out_of_turn(world, make_handle) -> None:
+    outdated = running(world, make_handle, generation=3)
+    await world.turn.take("another one that is being replaced")
+    async with keeping(world, outdated=outdated):
+        await world.until(Phase.READY)
+        world.runtime.end(outdated, Exit(signal=9, detail="killed by SIGKILL"))
+        await world.holds(lambda: bool(world.runtime.started))
+        await world.until(Phase.READY)
+        assert world.turn.owner == "another one that is being replaced"
+
+
+async def test_cancelled_in_its_turn_it_gives_the_turn_back(world, make_handle) -> None:
+    world.is_drained.clear()
+    async with keeping(world, outdated=running(world, make_handle, generation=3)):
+        await world.holds(lambda: world.draining == ["replica-0"])
+    assert world.turn.owner is None
+
+
+async def test_one_whose_gpu_is_in_trouble_is_started_anew(world) -> None:
+    async with keeping(world):
+        await world.until(Phase.READY)
+        world.keeper.report("GPU-1: XID 79, it has fallen off the bus")
+        await world.holds(lambda: len(world.runtime.started) == 2)
+        await world.until(Phase.READY)
+        assert world.runtime.stopped == [(world.runtime.started[0], 0.0)]
+        assert world.keeper.instance.restarts == 1
+
+
+async def test_how_a_start_goes_is_shown_before_it_runs(world, monkeypatch) -> None:
+    seen = []
+
+    async def slowly(spec, generation: int, say) -> Handle:
+        say("pulling the image: 1.2 of 9.8 GB")
+        instance = world.keeper.instance
+        seen.append((instance.phase, instance.progress))
+        raise StartError("no such image", recoverable=False)
+
+    monkeypatch.setattr(world.runtime, "start", slowly)
+    await asyncio.wait_for(world.keeper.run(), 10)
+    assert seen == [(Phase.STARTING, "pulling the image: 1.2 of 9.8 GB")]
 
 
 async def test_cancelling_touches_nothing_and_stop_ends_it(world) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from launcher import status
 from launcher.cluster import Cluster
+from launcher.crew import Crew
 from launcher.instance import Phase
 from launcher.placement import replica_specs
 from launcher.plan import Plan
@@ -29,8 +30,14 @@ def cluster(folder) -> Cluster:
 async def supervisor(cluster):
     """One that keeps its replicas' books but has started none of them."""
     supervisor = Supervisor(cluster)
+    specs = replica_specs(cluster.config)
+    supervisor._crew = Crew(
+        supervisor._runtime, None, supervisor._drained, lambda spec: True, supervisor._changed
+    )
+    supervisor._crew.hire(
+        specs, cluster.config.runtime, Plan(tuple(specs), (), (), ()), lambda _: None
+    )
     async with supervisor._client:
-        supervisor._keepers = supervisor._make_keepers(replica_specs(cluster.config), None)
         yield supervisor
 
 
@@ -110,8 +117,9 @@ async def test_drains_are_in_the_launchers_log_once_each(supervisor, admin, capl
 
 async def test_what_adoption_stops_or_replaces_is_told(supervisor, make_spec, make_handle) -> None:
     strays = (make_handle("gone", 2), make_handle("replica-0", 1))  # the second: of an older start
-    replace = ((make_spec("replica-1"), make_handle("replica-1", 3)),)
-    supervisor._restore(Plan((), (), replace, strays))
+    specs = [make_spec("replica-0"), make_spec("replica-1")]
+    replace = ((specs[1], make_handle("replica-1", 3)),)
+    supervisor._restore(Plan((), (), replace, strays), specs, [])
     assert supervisor.snapshot().notes == (
         "replica-1: its config changed: replaced in its turn, pid 1 serves on",
         "gone: no longer in the config: stopped, pid 1",

@@ -1,0 +1,119 @@
+"""`launcher up` beside a running launcher: show what the edited config changes, have it followed.
+
+The running launcher reads the file itself, replaces what changed one replica after the other, and
+goes on; this side only asks, and watches the status record until all is as the config says.
+Interrupting it changes nothing: the launcher goes on.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Iterator
+
+from launcher import changes, processes
+from launcher.changes import ChangeRequest
+from launcher.cluster import Cluster
+from launcher.commands.detached import owned, trouble_of
+from launcher.commands.up import CHANGE_SIGNAL
+from launcher.config import load_cluster_config
+from launcher.desired import desired
+from launcher.placement import ReplicaSpec
+from launcher.processes import ProcessId
+from launcher.runtimes import Handle
+from launcher.status import ClusterStatus, recorded
+from router.errors import ConfigError, OperatorError, PlacementError, StartError
+
+_LOOK_S = 0.1
+_ANSWER_S = 60.0
+_SAY_EVERY_S = 10.0
+
+
+def run(cluster: Cluster) -> int:
+    """Raises what refuses the change; nothing has changed then."""
+    launcher = _launcher(cluster)
+    changed = list(differences(cluster, asyncio.run(owned(cluster))))
+    if not any(change.sign != "=" for change in changed):
+        see, stop = cluster.command("status"), cluster.command("down")
+        print(f"launcher pid {launcher.pid} runs this config already; see `{see}`, stop: `{stop}`")
+        return 0
+    for change in changed:
+        print(change)
+    request = changes.ask(cluster.folder, cluster.path)
+    processes.send_signal(launcher, CHANGE_SIGNAL)
+    try:
+        return _watch(cluster, launcher, request)
+    except KeyboardInterrupt:
+        see = cluster.command("status")
+        print(
+            f"interrupted: launcher pid {launcher.pid} goes on with the change; see `{see}`",
+            file=sys.stderr,
+        )
+        raise
+
+
+def differences(cluster: Cluster, handles: list[Handle]) -> Iterator[changes.Change]:
+    """From what the running launcher follows to what is written now. Raises what refuses it."""
+    try:
+        before = load_cluster_config(cluster.folder.config_copy)
+    except ConfigError as exc:
+        raise OperatorError(
+            f"the running config cannot be read any more: {exc}; `{cluster.command('down')}` and "
+            f"`{cluster.command('up')}` start anew"
+        ) from exc
+    running = Cluster(cluster.path, before, cluster.folder)
+    changes.require_possible(running, cluster)
+    yield from changes.replica_changes(_now(running, handles), desired(cluster.config, handles))
+    yield from changes.router_changes(before, cluster.config)
+
+
+def _now(running: Cluster, handles: list[Handle]) -> list[ReplicaSpec]:
+    try:
+        return desired(running.config, handles)
+    except PlacementError:  # its GPUs have changed since: what is wanted now says it better
+        return []
+
+
+def _launcher(cluster: Cluster) -> ProcessId:
+    holder = cluster.folder.holder()
+    if holder is None:
+        raise OperatorError(f"the launcher has just ended; run `{cluster.command('up')}` again")
+    return holder
+
+
+def _watch(cluster: Cluster, launcher: ProcessId, request: ChangeRequest) -> int:
+    """Until all is as written, or why it will not be. Says how it goes on."""
+    from launcher import view
+
+    last: ClusterStatus | None = None
+    asked_s = said_s = time.monotonic()
+    while True:
+        status = recorded(cluster)
+        if status is not None and status.change_id == request.id:
+            if status.change_error:
+                raise StartError(f"{status.change_error}\nnothing was changed")
+            for line in view.transitions(last, status, command=cluster.command):
+                print(line, flush=True)
+                said_s = time.monotonic()
+            last = status
+            if status.is_ready:
+                return 0
+            if trouble := trouble_of(cluster, status):
+                raise StartError(f"{trouble}\n{_left(cluster, status)}")
+        elif time.monotonic() > asked_s + _ANSWER_S:
+            raise StartError(
+                f"launcher pid {launcher.pid} did not take the change within {_ANSWER_S:g} s; "
+                f"see `{cluster.command('logs', 'launcher')}`"
+            )
+        if not processes.is_running(launcher):
+            raise StartError(f"launcher pid {launcher.pid} ended meanwhile; what runs serves on")
+        if last is not None and time.monotonic() >= said_s + _SAY_EVERY_S:
+            print(f"waiting for: {view.waiting_for(last)}", flush=True)
+            said_s = time.monotonic()
+        time.sleep(_LOOK_S)
+
+
+def _left(cluster: Cluster, status: ClusterStatus) -> str:
+    outdated = [replica.id for replica in status.replicas if replica.is_outdated]
+    serve = f"{', '.join(outdated)} serve on with the older config; " if outdated else ""
+    up = cluster.command("up")
+    return f"{serve}edit the config and run `{up}` again: it goes on trying meanwhile"

@@ -1,0 +1,74 @@
+"""Kinds of values that several parts of a cluster config have, as they may be written."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, WithJsonSchema
+
+from launcher.device_request import DeviceRequest, parse_devices
+from launcher.engines.base import Mount
+from launcher.max_memory import parse_max_memory
+from launcher.sizes import parse_size_bytes
+
+_HOST_PATH = re.compile(r"(/|~/|~$)")
+
+
+def _volume(value: Any) -> Any:
+    """`HOST:CONTAINER`, or with `:ro` behind, as `docker run -v` takes it."""
+    if not isinstance(value, str):
+        return value
+    source, separator, rest = value.partition(":")
+    target, _, mode = rest.partition(":")
+    is_fine = separator and _HOST_PATH.match(source) and target.startswith("/")
+    if not is_fine or mode not in ("", "ro", "rw"):
+        raise ValueError("/host/folder:/folder/in/container, with :ro behind to protect it")
+    return Mount(os.path.expanduser(source), target, mode == "ro")
+
+
+def _size(value: Any) -> Any:
+    return value if value is None else parse_size_bytes(value)
+
+
+def _max_memory(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return parse_max_memory(value)
+    return _size(value)
+
+
+_DEVICES_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"enum": ["auto", "all", "cpu"]},
+        {"type": "integer", "minimum": 1},
+        {"type": "string"},
+        {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": ["string", "integer", "array", "object"]},
+        },
+        {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
+    ]
+}
+Devices = Annotated[DeviceRequest, BeforeValidator(parse_devices), WithJsonSchema(_DEVICES_SCHEMA)]
+Volume = Annotated[
+    Mount, BeforeValidator(_volume), WithJsonSchema({"type": "string", "examples": ["/a:/b:ro"]})
+]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    WithJsonSchema({"type": ["string", "integer"], "examples": ["20GiB", "1GB"]}),
+]
+MaxMemory = Annotated[
+    int | dict[int, int],
+    BeforeValidator(_max_memory),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": ["string", "integer"]},
+                {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
+            ]
+        }
+    ),
+]
+EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
