@@ -2,7 +2,7 @@
 
 Each request takes the next script (`say`), or the one for all others (`otherwise`). A script is a
 list of steps, done in order: bytes to send, an `asyncio.Event` to wait for, an `Act`, or a `Flood`.
-/health, /info and /metrics are answered aside, so that probes use up no script.
+/health, /info, /metrics and other `pages` are answered aside, so that probes use up no script.
 """
 
 import asyncio
@@ -68,6 +68,7 @@ class ScriptedReplica:
         self.health: list[Step] = [reply(b"")]
         self.info: list[Step] = [reply(json.dumps(INFO).encode())]
         self.metrics: list[Step] = [reply(b"tgi_queue_size 0\n", content_type="text/plain")]
+        self.pages: dict[str, list[Step]] = {}
         self.otherwise: Sequence[Step] = [reply(generated("ok"))]
         self.on_accept: Act | None = None
         self.port = 0
@@ -129,7 +130,7 @@ class ScriptedReplica:
         return self.requests[number - 1]
 
     def script_for(self, request: Request) -> Sequence[Step]:
-        aside = {"/health": self.health, "/info": self.info, "/metrics": self.metrics}
+        aside = {"/health": self.health, "/info": self.info, "/metrics": self.metrics, **self.pages}
         if request.method == "GET" and request.path in aside:
             return aside[request.path]
         self.requests.append(request)

@@ -116,6 +116,38 @@ async def app(wire):
 
 
 @pytest.fixture
+def shapes():
+    """The module of what vLLM and llama-server say."""
+    return load_fake("openai_shapes")
+
+
+@pytest.fixture
+async def openai_replicas(wire, shapes):
+    """`await openai_replicas(2, "llama", slots=4)`: scripted servers with that engine's pages."""
+
+    async def make(count=1, engine="vllm", *, first=0, **options):
+        made = [wire.ScriptedReplica(f"r{first + i}") for i in range(count)]
+        for replica in made:
+            shapes.ENGINES[engine](replica, **options)
+            replica.otherwise = [shapes.as_json(shapes.answer())]
+            await replica.start()
+        return made
+
+    return make
+
+
+@pytest.fixture
+async def openai_app(app, openai_replicas):
+    """`await openai_app(2, "llama", slots=4, router={...})`: a router over such servers."""
+
+    async def make(count=1, engine="vllm", *, router=None, **options):
+        made = await openai_replicas(count, engine, **options)
+        return await app(made, entries={"dialect": "openai"}, **(router or {}))
+
+    return make
+
+
+@pytest.fixture
 def faults():
     """The module of the fault proxy."""
     return load_fake("fault_proxy")
