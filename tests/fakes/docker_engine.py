@@ -26,17 +26,10 @@ HERE = Path(__file__).parent
 START_S = 60.0
 STOP_S = 60.0
 LOOK_EVERY_S = 0.02
-NEEDED_PROGRAMS = ("dockerd", "containerd", "containerd-shim-runc-v2", "runc", "docker-proxy", "ip")
-USED_PROGRAMS = (
-    *NEEDED_PROGRAMS,
-    "docker-init",
-    "apparmor_parser",
-    "modprobe",
-    "ps",
-    "unpigz",
-    "xz",
-)
-"""All that the daemons find: their PATH has no real hook of a host with GPUs."""
+NEEDED_PROGRAMS = ("dockerd", "containerd", "containerd-shim-runc-v2", "runc", "docker-proxy")
+NEEDED_TOOLS = ("ip", "mount")
+OTHER_PROGRAMS = ("docker-init", "apparmor_parser", "modprobe", "ps", "unpigz", "xz")
+"""With those needed, all that the daemons find: their PATH has no hook of a host with GPUs."""
 HOOK = "nvidia-container-runtime-hook"
 MARK = "GPU_FLEET_RIG"
 """In the environment of every process of an engine, with its folder: so the reaper finds them."""
@@ -68,7 +61,7 @@ def missing() -> str | None:
     """Why no engine can be started here; None if one can."""
     if os.geteuid() != 0:
         return "a private Docker Engine needs root"
-    gone = [name for name in NEEDED_PROGRAMS if _program(name) is None]
+    gone = [name for name in NEEDED_PROGRAMS + NEEDED_TOOLS if _program(name) is None]
     return f"a private Docker Engine needs {', '.join(gone)}" if gone else None
 
 
@@ -207,7 +200,7 @@ class PrivateEngine:
 
     def _furnish(self) -> None:
         (self.root / "bin").mkdir()
-        for name in USED_PROGRAMS:
+        for name in NEEDED_PROGRAMS + OTHER_PROGRAMS:
             if (program := _program(name)) is not None:
                 (self.root / "bin" / name).symlink_to(program)
         if self._has_hook:
@@ -331,14 +324,14 @@ def _program(name: str) -> str | None:
 def _disk_dir() -> Path:
     """The first usual place that is a disk: overlays do not stack, and memory is dear."""
     places = [Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/var/lib")]
-    return next((place for place in places if _kind(place) not in ("overlay", "tmpfs")), places[0])
+    return next(
+        (place for place in places if _kind(place) not in ("overlayfs", "tmpfs")), places[0]
+    )
 
 
 def _kind(place: Path) -> str:
-    """The type of file system there, by its longest mount point."""
-    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
-    above = [(point, kind) for point, kind in mounts if place.resolve().is_relative_to(point)]
-    return max(above, key=lambda mount: len(mount[0]))[1]
+    """The type of file system there."""
+    return subprocess.check_output(["stat", "-f", "-c", "%T", place], text=True).strip()
 
 
 def _storage_driver(root: Path) -> str:
