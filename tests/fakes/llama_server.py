@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,9 +88,9 @@ def _source(work: Path, log) -> Path:
     pip = work / "venv" / "bin" / "pip"
     only_source = ("--no-deps", "--no-binary", "llama-cpp-python")
     _run(log, pip, "download", "-q", *only_source, "-d", work, f"llama-cpp-python=={VERSION}")
-    with tarfile.open(work / f"{SDIST}.tar.gz") as archive:
-        archive.extractall(work, filter="data")
-    return work / SDIST / "vendor" / "llama.cpp"
+    source = f"{SDIST}/vendor/llama.cpp"
+    _run(log, "tar", "-xzf", work / f"{SDIST}.tar.gz", "-C", work, source)
+    return work / source
 
 
 def _run(log, *command: object) -> None:
