@@ -299,6 +299,18 @@ def test_where_events_cannot_be_told_a_lost_gpu_still_is(nvml: FakeNvml, broken:
         assert [event.kind for event in monitor.wait_events(WAIT_S)] == ["lost"]
 
 
+def test_waiting_where_events_cannot_be_told_is_not_asking_all_the_time(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = nvml.add_gpu()
+    nvml.fail(fake, "nvmlDeviceGetSupportedEventTypes", NOT_SUPPORTED)
+    asked, ask = [], gpus._memory
+    with GpuMonitor() as monitor:
+        monkeypatch.setattr(gpus, "_memory", lambda handle: (asked.append(handle), ask(handle))[1])
+        assert monitor.wait_events(0.2) == []
+    assert 1 <= len(asked) <= 3
+
+
 @pytest.fixture
 def in_driver(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Set once somebody who waits for events asks after a GPU's memory."""
