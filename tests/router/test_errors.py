@@ -30,6 +30,8 @@ TABLE = {
     "ShuttingDown": (503, "overloaded", Retry.NEVER, False),
     "UpstreamShed": (429, "overloaded", Retry.ELSEWHERE, False),
     "ConnectFailed": (502, "generation", Retry.SAFE, True),
+    "ReplicaLoading": (503, "overloaded", Retry.SAFE, True),
+    "RouteNotServed": (404, "not_found", Retry.NEVER, False),
     "UpstreamTimeout": (504, "generation", Retry.BUDGET, True),
     "UpstreamBroken": (502, "incomplete_generation", Retry.BUDGET, True),
     "ReplicaLost": (502, "incomplete_generation", Retry.SAFE, True),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.estimates import MAX_CHARS_PER_TOKEN, MIN_CHARS_PER_TOKEN, Estimates
+from router.estimates import FIRST_OPEN_TOKENS, MAX_CHARS_PER_TOKEN, MIN_CHARS_PER_TOKEN, Estimates
 
 
 def test_it_starts_from_english_prose_and_full_answers():
@@ -49,12 +49,22 @@ def test_the_output_share_is_of_what_was_allowed():
     assert made.output_share == pytest.approx(0.25, rel=0.05)
 
 
+def test_answers_to_calls_that_say_no_length_are_counted_as_they_are():
+    made = Estimates()
+    for _ in range(300):
+        made.open_output_seen(100)
+    assert made.open_tokens == pytest.approx(100, rel=0.05)
+    assert made.output_share == 1.0
+
+
 @pytest.mark.parametrize(("chars", "tokens"), [(0, 10), (10, 0), (-1, 5), (5, -1)])
 def test_nonsense_teaches_nothing(chars, tokens):
     made = Estimates()
     made.prompt_seen(chars, tokens)
     made.output_seen(chars, tokens)
+    made.open_output_seen(min(chars, tokens))
     assert (made.chars_per_token, made.output_share) == (4.0, 1.0)
+    assert made.open_tokens == FIRST_OPEN_TOKENS
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), max_size=50))

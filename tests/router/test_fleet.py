@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from router.config import RouterConfig
 from router.dialects import EngineInfo
-from router.errors import ModelNotFound, NoReplica
+from router.errors import ModelNotFound, NoReplica, RouteNotServed
 from router.fleet import STATE_FILE, Fleet, ReplicaList, StaleList, split_url
 from router.health import Event
 from router.replica import Admin
@@ -168,6 +168,57 @@ def test_the_engines_own_model_id_is_a_name_too(make):
     dispatcher.pool.learn(dispatcher.pool.get("a"), EngineInfo(model_id="org/model"))
     assert fleet.find("org/model") is dispatcher
     assert fleet.models == ["org/model"]
+
+
+def test_the_engines_aliases_and_adapters_are_names_too(make):
+    fleet = make()
+    fleet.accept(pushed(entry("a", model="llama"), entry("b", model="other")))
+    dispatcher = fleet.find("llama")
+    info = EngineInfo(model_id="org/llama", aliases=("adapter",))
+    dispatcher.pool.learn(dispatcher.pool.get("a"), info)
+    assert fleet.find("adapter") is fleet.find("org/llama") is dispatcher
+    assert fleet.models == ["llama", "adapter", "other"]
+
+
+# ---- routes ----
+
+
+def test_a_route_that_the_model_has_not_is_refused_with_those_it_has(make):
+    fleet = make()
+    fleet.accept(pushed(entry("a", dialect="openai")))
+    assert fleet.find("m", "/v1/embeddings").pool.model == "m"
+    with pytest.raises(RouteNotServed) as caught:
+        fleet.find("m", "/generate")
+    assert caught.value.status == 404
+    assert all(word in caught.value.message for word in ("'m'", "/generate", "/v1/completions"))
+
+
+@pytest.mark.parametrize("name", ["", None, "tgi"])
+def test_with_no_model_named_the_only_pool_with_the_route_is_meant(make, name):
+    fleet = make()
+    fleet.accept(pushed(entry("a", model="t"), entry("b", model="o", dialect="openai")))
+    assert fleet.find(name, "/generate").pool.model == "t"
+    assert fleet.find(name, "/v1/embeddings").pool.model == "o"
+    with pytest.raises(ModelNotFound):
+        fleet.find(name, "/v1/completions")
+    with pytest.raises(ModelNotFound):
+        fleet.find("gpt-5", "/generate")
+
+
+def test_replicas_of_one_model_speak_one_dialect():
+    with pytest.raises(ValidationError, match="openai and tgi"):
+        pushed(entry("a"), entry("b", dialect="openai"))
+    pushed(entry("a"), entry("b", model="other", dialect="openai"))
+
+
+def test_a_replica_that_speaks_another_dialect_now_is_another_one(make):
+    fleet = make()
+    fleet.accept(pushed(entry("a")))
+    [before] = fleet.replicas()
+    fleet.accept(pushed(entry("a", dialect="openai"), epoch=2))
+    [after] = fleet.replicas()
+    assert after is not before
+    assert after.dialect.name == fleet.find("m").pool.dialect.name == "openai"
 
 
 def test_an_unknown_model_is_not_found_and_told_what_there_is(make):

@@ -64,6 +64,34 @@ def test_a_config_alone_is_enough(config):
     ]
 
 
+def dialects(found):
+    return [replica.dialect for replica in found.replicas.replicas]
+
+
+def test_the_dialect_is_tgi_unless_said_otherwise(config):
+    assert dialects(settings(replica_urls=[URL])) == ["tgi"]
+    assert dialects(settings(replica_urls=[URL], dialect="openai")) == ["openai"]
+    path = config(
+        "replicas: [{url: 'http://h:1', model: a, dialect: openai},"
+        " {url: 'http://h:2', model: b, dialect: tgi}, {url: 'http://h:3', model: c}]\n"
+    )
+    assert dialects(settings(config=path)) == ["openai", "tgi", "tgi"]
+    assert dialects(settings(config=path, dialect="openai")) == ["openai", "tgi", "openai"]
+
+
+def test_one_model_has_one_dialect(config):
+    path = config("replicas: [{url: 'http://h:1', dialect: openai}, 'http://h:2']\n")
+    message = problem(config=path)
+    assert "'default'" in message
+    assert "openai and tgi" in message
+
+
+def test_a_wrong_dialect_in_the_file_is_refused_with_its_line(config):
+    message = problem(config=config("replicas:\n  - url: http://h:1\n    dialect: vllm\n"))
+    assert "router.yaml:3" in message
+    assert "openai" in message
+
+
 def test_the_command_line_wins_over_the_file(config):
     path = config("router: {port: 9999, host: 0.0.0.0, log_calls: false}\nreplicas: [http://h:1]\n")
     found = settings(config=path, port=0, policy="power_of_two", replica_urls=[URL])
@@ -94,6 +122,7 @@ def test_neither_replicas_nor_a_state_folder_is_refused():
         ({"port": -1}, "--port"),
         ({"policy": "best"}, "--policy"),
         ({"host": ""}, "--host"),
+        ({"dialect": "vllm"}, "--dialect"),
     ],
 )
 def test_a_wrong_option_is_named(given, names):

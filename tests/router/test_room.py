@@ -56,6 +56,19 @@ def test_a_paused_replica_takes_nothing_not_even_when_idle():
 # ---- told or fixed ----
 
 
+def test_tokens_alone_do_not_open_the_permits_of_one_that_hides_its_batch():
+    """vLLM tells what its cache holds, but runs `--max-num-seqs` calls, however small."""
+    room = Room()
+    room.told(Capacity(requests=1024, tokens=1000, hides_batch=True))
+    assert room.requests == FIRST_LIMIT
+    assert not room.takes(Load(1, 900), cost(tokens=101))
+    grow(room, 5)
+    assert room.requests > FIRST_LIMIT
+    room.fix(64, None)
+    assert room.capacity.is_told
+    assert room.requests == 64
+
+
 def test_a_told_token_budget_opens_all_permits():
     room = Room()
     assert room.requests == FIRST_LIMIT
