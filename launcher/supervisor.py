@@ -9,27 +9,27 @@ next one adopts what runs.
 
 import asyncio
 import logging
-import os
-import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import aiohttp
 
-from launcher import changes, log_files, status
+from launcher import changes, status
 from launcher.changes import ChangeRequest
 from launcher.cluster import Cluster
 from launcher.crew import Crew
 from launcher.desired import desired, files_are_here, gpu_notes
+from launcher.gpu import GpuEvent
+from launcher.gpu_watch import GpuWatch
 from launcher.instance import Instance, Phase
 from launcher.keeper import ReplicaKeeper
 from launcher.placement import ReplicaSpec
 from launcher.plan import Plan, make_plan
 from launcher.races import first_of
-from launcher.router_client import PushRefused, RouterAway, RouterClient, replica_states
-from launcher.router_process import LOG_NAME, RouterKeeper
+from launcher.reporter import Beginning, Reporter
+from launcher.router_client import RouterAway, RouterClient, replica_states
+from launcher.router_process import RouterKeeper
 from launcher.runtimes import RUNTIMES, Runtime
-from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
+from launcher.status import ClusterStatus
 from router.errors import OperatorError, StateError, StopError
 
 log = logging.getLogger("launcher")
@@ -47,7 +47,6 @@ class Supervisor:
         self, cluster: Cluster, on_change: Callable[[ClusterStatus], None] = lambda _: None
     ) -> None:
         self._cluster = cluster
-        self._on_change = on_change
         self._runtime = make_runtime(cluster)
         self._client = RouterClient(cluster.folder.admin_socket)
         self._router = RouterKeeper(cluster.folder, cluster.config, self._client, self._changed)
@@ -55,20 +54,17 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
         self._change = asyncio.Event()
-        self._change_id, self._change_error = "", ""
-        self._news = asyncio.Event()
-        self._router_state: dict[str, Any] = {}
-        self._published: ClusterStatus | None = None
-        self._adopted = 0
-        self._notes: tuple[str, ...] = ()
-        self._epoch = 0
-        self._troubled_beats = 0
+        self._beginning = Beginning()
+        self._reporter = Reporter(
+            cluster, self._client, self._router, self._beginning, lambda: self._keepers, on_change
+        )
 
     def request_stop(self) -> None:
         """Asked once: stop gracefully. Asked again: at once."""
         if self._stop.is_set():
             self._stop_at_once.set()
         self._stop.set()
+        self._beginning.is_stopping = True
 
     def request_change(self) -> None:
         """The config was edited: read what `changes` left in the state folder, and follow it."""
@@ -110,6 +106,9 @@ class Supervisor:
         await self._keep_all(plan)
         await self._take_down()
 
+    def _changed(self) -> None:
+        self._reporter.changed()
+
     # ---- acting
 
     @property
@@ -142,8 +141,8 @@ class Supervisor:
                 instance.started_at = replica.started_at
                 instance.max_tokens = replica.max_tokens
 
-        self._adopted = len(plan.adopt) + len(plan.replace)
-        self._notes = (*_notes(plan, {spec.id for spec in specs}), *strangers)
+        self._beginning.adopted = len(plan.adopt) + len(plan.replace)
+        self._beginning.notes = (*_notes(plan, {spec.id for spec in specs}), *strangers)
         self._crew.hire(specs, self._cluster.config.runtime, plan, restore)
 
     async def _keep_all(self, plan: Plan) -> None:
@@ -151,15 +150,29 @@ class Supervisor:
         async with asyncio.TaskGroup() as group:
             self._crew.begin(group, plan)
             router = group.create_task(self._router.run())
-            tell = group.create_task(self._tell())
+            tell = group.create_task(self._reporter.run())
+            watch = group.create_task(GpuWatch(self._on_gpu_event).run())
             while not self._stop.is_set():
                 await first_of(_set(self._stop), _set(self._change))
                 if self._change.is_set() and not self._stop.is_set():
                     self._change.clear()
                     router = await self._follow_change(group, router)
-            for task in (router, tell):
+            for task in (router, tell, watch):
                 task.cancel()
             self._crew.dismiss()
+
+    def _on_gpu_event(self, event: GpuEvent) -> None:
+        """A GPU that takes its engine down with it: the replica is started anew, not waited for.
+
+        Faults of the program on it end that program; they are only noted, to explain its end.
+        """
+        users = [keeper for keeper in self._keepers if event.uuid in keeper.spec.devices]
+        names = ", ".join(keeper.spec.id for keeper in users) or "no replica"
+        level = logging.ERROR if event.is_fatal_for_gpu else logging.WARNING
+        log.log(level, "GPU %s (%s): %s", event.uuid, names, event.message)
+        for keeper in users:
+            if event.is_fatal_for_gpu:
+                keeper.report(f"GPU {event.uuid}: {event.message}")
 
     # ---- following a changed config
 
@@ -180,7 +193,7 @@ class Supervisor:
         except Exception as exc:  # a bug here must not end what serves
             log.exception("config: not followed")
             error = f"a bug in the launcher: {exc!r} (see its log)"
-        self._change_id, self._change_error = request.id, error
+        self._beginning.change_id, self._beginning.change_error = request.id, error
         self._changed()
         return router
 
@@ -197,8 +210,9 @@ class Supervisor:
         strangers = await asyncio.to_thread(gpu_notes, cluster.config, specs, handles)
         opened = self._router.prepare_change(cluster.config)
         self._cluster = cluster
+        self._reporter.follow(cluster)
         self._keep_config()
-        self._notes = tuple(strangers)
+        self._beginning.notes = tuple(strangers)
         if opened:
             router.cancel()
             await asyncio.wait([router])
@@ -229,141 +243,26 @@ class Supervisor:
             return False
         return seen is not None and (seen.get("phase") != Phase.DRAINING or bool(seen["requests"]))
 
-    # ---- telling
-
-    def _changed(self) -> None:
-        self._publish()
-        self._news.set()
-
-    async def _tell(self) -> None:
-        """Push at every change and every beat; the router may be away at any time."""
-        beat = 0
-        while True:
-            self._news.clear()
-            await self._push()
-            self._publish()
-            beat += 1
-            if beat % _LOG_BOUND_EVERY == 0:
-                await asyncio.to_thread(log_files.bound, self._logs())
-            try:
-                # While no router answers, its coming is the news to wait for.
-                answering = self._router.answering.is_set()
-                async with asyncio.timeout(BEAT_S if answering else 0.2):
-                    await self._news.wait()
-            except TimeoutError:
-                continue
-
-    async def _push(self) -> None:
-        self._epoch = max(self._epoch + 1, time.time_ns())
-        replicas = [_as_pushed(keeper.instance, keeper.spec) for keeper in self._keepers]
-        trouble = ""
-        try:
-            await self._client.push(self._cluster.config.cluster, self._epoch, replicas)
-            self._router_state = await self._client.state()
-        except PushRefused as exc:
-            trouble = f"it refused the replica list: {exc}"
-            await self._catch_up_epoch()
-        except RouterAway as exc:
-            trouble = str(exc) if self._router.answering.is_set() else ""
-        self._note_trouble(trouble)
-
-    def _note_trouble(self, trouble: str) -> None:
-        """Once, and only if it lasts: a single miss is a router that has just ended."""
-        self._troubled_beats = self._troubled_beats + 1 if trouble else 0
-        if self._troubled_beats == 2:
-            log.warning("router: %s", trouble)
-
-    async def _catch_up_epoch(self) -> None:
-        """The clock was set back since the last launcher: go on from the router's epoch."""
-        try:
-            self._epoch = max(self._epoch, int((await self._client.state()).get("epoch", 0)))
-        except (RouterAway, ValueError):
-            return
-
-    def _publish(self) -> None:
-        current = self.snapshot()
-        if current == self._published:
-            return
-        self._log_drains(self._published, current)
-        self._published = current
-        try:
-            self._on_change(current)
-        except Exception:  # what is shown must not end what serves
-            log.exception("the display failed; nothing else did")
-        try:
-            # After a power cut nothing of it would be true: no need to wait for the disk.
-            record = current.as_record()
-            self._cluster.folder.write_record(status.RECORD, record, is_durable=False)
-        except StateError as exc:  # a full disk must not end what serves
-            log.error("%s", exc)
-
-    def _log_drains(self, before: ClusterStatus | None, after: ClusterStatus) -> None:
-        """The router owns drains; this log has them, too, as its `ready` would mislead."""
-        were = {replica.id for replica in before.replicas if replica.drained} if before else set()
-        for replica in after.replicas:
-            if replica.drained and replica.id not in were:
-                log.info("%s: drained by an operator, gets no calls", replica.id)
-            elif replica.id in were and replica.phase is Phase.READY:
-                log.info("%s: undrained by an operator, gets calls again", replica.id)
-
-    def snapshot(self) -> ClusterStatus:
-        view = self._router.view
-        phase = Phase.READY if view.is_answering else Phase.STARTING
-        router = RouterStatus(
-            phase if view.process else Phase.STOPPED,
-            view.process.pid if view.process else None,
-            view.restarts,
-            view.failed_starts,
-            view.reason,
-        )
-        replicas = (_as_status(keeper) for keeper in self._keepers)
-        return ClusterStatus(
-            self._cluster.config.cluster,
-            self._router.endpoint,
-            status.overlay(replicas, self._router_state),
-            router,
-            os.getpid(),
-            self._adopted,
-            self.is_stopping,
-            self._notes,
-            self._change_id,
-            self._change_error,
-        )
-
-    def _logs(self) -> list[Any]:
-        names = [keeper.spec.id for keeper in self._keepers]
-        return [self._cluster.folder.log(name) for name in (*names, LOG_NAME, "launcher")]
-
     # ---- taking down
 
     async def _take_down(self) -> None:
         """Gracefully, unless asked again meanwhile; then whatever is left is killed."""
-        self._publish()
+        self._reporter.publish()
         async with asyncio.TaskGroup() as group:
             graceful = group.create_task(self._stop_all())
             helpers = [group.create_task(self._hurry(graceful))]
-            helpers.append(group.create_task(self._show_calls_left()))
+            helpers.append(group.create_task(self._reporter.show_calls_left()))
             await asyncio.wait([graceful])
             for helper in helpers:
                 helper.cancel()
         await take_down_rest(self._cluster, self._runtime, self._router)
-        self._router_state = {}
-        self._publish()
+        self._reporter.publish_end()
         self._cluster.folder.forget_run()
 
     async def _hurry(self, graceful: "asyncio.Task[None]") -> None:
         await self._stop_at_once.wait()
         log.warning("asked again: killing what is left")
         graceful.cancel()
-
-    async def _show_calls_left(self) -> None:
-        while True:
-            try:
-                self._router_state = await self._client.state()
-            except RouterAway:
-                self._router_state = {}
-            self._publish()
-            await asyncio.sleep(_CALLS_LEFT_EVERY_S)
 
     async def _stop_all(self) -> None:
         await self._router.stop()
@@ -397,38 +296,3 @@ async def take_down_rest(cluster: Cluster, runtime: Runtime, router: RouterKeepe
 def make_runtime(cluster: Cluster) -> Runtime:
     """The runtime the config names."""
     return RUNTIMES[cluster.config.runtime.name].of(cluster.config, cluster.folder)
-
-
-def _as_pushed(instance: Instance, spec: ReplicaSpec) -> dict[str, Any]:
-    return {
-        "id": instance.replica_id,
-        "generation": instance.generation,
-        "url": instance.url,
-        "model": instance.model,
-        "dialect": instance.dialect,
-        "phase": str(instance.phase),
-        "max_requests": spec.max_requests,
-        "max_tokens": instance.max_tokens,
-    }
-
-
-def _as_status(keeper: ReplicaKeeper) -> ReplicaStatus:
-    instance, handle = keeper.instance, keeper.instance.handle
-    return ReplicaStatus(
-        id=instance.replica_id,
-        model=instance.model,
-        phase=instance.phase,
-        url=instance.url,
-        restarts=instance.restarts,
-        pid=instance.pid,
-        ref=handle.ref if handle else "",
-        shown=handle.shown if handle else "",
-        generation=instance.generation,
-        failed_starts=instance.history.failed_starts,
-        progress=instance.progress,
-        reason=instance.reason,
-        started_at=instance.started_at if handle else None,
-        max_tokens=instance.max_tokens,
-        devices=keeper.spec.devices,
-        is_outdated=handle is not None and handle.fingerprint != keeper.spec.fingerprint,
-    )

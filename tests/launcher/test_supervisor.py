@@ -42,7 +42,7 @@ async def supervisor(cluster):
 
 
 async def test_replicas_that_are_still_to_come_are_pushed_without_a_url(supervisor, admin) -> None:
-    await supervisor._push()
+    await supervisor._reporter.push()
     [push] = admin.pushes
     assert push["cluster"] == "c"
     assert push["replicas"][1] == {
@@ -59,7 +59,7 @@ async def test_replicas_that_are_still_to_come_are_pushed_without_a_url(supervis
 
 async def test_every_push_has_a_later_epoch(supervisor, admin) -> None:
     for _ in range(3):
-        await supervisor._push()
+        await supervisor._reporter.push()
     epochs = [push["epoch"] for push in admin.pushes]
     assert epochs == sorted(set(epochs))
     assert epochs[0] > time.time_ns() - 60 * 10**9  # later than any earlier launcher's
@@ -67,15 +67,17 @@ async def test_every_push_has_a_later_epoch(supervisor, admin) -> None:
 
 async def test_a_clock_that_was_set_back_is_caught_up_with(supervisor, admin) -> None:
     ahead = admin.epoch = time.time_ns() + 3600 * 10**9
-    await supervisor._push()
+    await supervisor._reporter.push()
     assert admin.pushes == []
-    await supervisor._push()
+    await supervisor._reporter.push()
     assert [push["epoch"] for push in admin.pushes] == [ahead + 1]
 
 
 async def test_no_router_is_no_trouble(supervisor) -> None:
-    await supervisor._push()
-    assert {replica.phase for replica in supervisor.snapshot().replicas} == {Phase.PENDING}
+    await supervisor._reporter.push()
+    assert {replica.phase for replica in supervisor._reporter.snapshot().replicas} == {
+        Phase.PENDING
+    }
 
 
 async def test_a_full_disk_does_not_stop_the_telling(supervisor, monkeypatch, caplog) -> None:
@@ -83,13 +85,13 @@ async def test_a_full_disk_does_not_stop_the_telling(supervisor, monkeypatch, ca
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", no_space)
-    supervisor._publish()
+    supervisor._reporter.publish()
     assert "No space left on device" in caplog.text
 
 
 async def test_what_is_published_is_what_other_commands_read(supervisor, cluster) -> None:
-    supervisor._publish()
-    assert status.recorded(cluster) == supervisor.snapshot()
+    supervisor._reporter.publish()
+    assert status.recorded(cluster) == supervisor._reporter.snapshot()
 
 
 def test_asked_twice_it_hurries(cluster) -> None:
@@ -106,8 +108,8 @@ async def test_drains_are_in_the_launchers_log_once_each(supervisor, admin, capl
     supervisor._keepers[1].instance.phase = Phase.READY
     for state in ("draining", "draining", "active"):
         admin.admin["replica-1"] = state
-        await supervisor._push()
-        supervisor._publish()
+        await supervisor._reporter.push()
+        supervisor._reporter.publish()
     said = [record.getMessage() for record in caplog.records if "drained" in record.getMessage()]
     assert said == [
         "replica-1: drained by an operator, gets no calls",
@@ -120,7 +122,7 @@ async def test_what_adoption_stops_or_replaces_is_told(supervisor, make_spec, ma
     specs = [make_spec("replica-0"), make_spec("replica-1")]
     replace = ((specs[1], make_handle("replica-1", 3)),)
     supervisor._restore(Plan((), (), replace, strays), specs, [])
-    assert supervisor.snapshot().notes == (
+    assert supervisor._reporter.snapshot().notes == (
         "replica-1: its config changed: replaced in its turn, pid 1 serves on",
         "gone: no longer in the config: stopped, pid 1",
     )
