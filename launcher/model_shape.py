@@ -175,11 +175,11 @@ def _gpt(a: Architecture, positions: int) -> Parameters:
 
 
 def _gpt2(a: Architecture) -> Parameters:
-    return _gpt(a, _positions(a))
+    return _gpt(a, a.max_position or 0)
 
 
 def _opt(a: Architecture) -> Parameters:
-    return _gpt(a, _positions(a) + 2)  # its position table begins with two that are not used
+    return _gpt(a, (a.max_position or 0) + 2)  # its table begins with two that are not used
 
 
 def _gpt_neox(a: Architecture) -> Parameters:
@@ -197,12 +197,6 @@ def _falcon(a: Architecture) -> Parameters:
     plain = _gpt(a, 0)
     other = (a.layers * a.norms + 1) * 2 * a.hidden
     return _with(plain, biases=plain.biases if a.attention_bias else 0, other=other)
-
-
-def _positions(a: Architecture) -> int:
-    if a.max_position is None:
-        raise ModelError("n_positions: found nothing in config.json, expected a whole number")
-    return a.max_position
 
 
 _FORMULAS: Mapping[str, Callable[[Architecture], Parameters]] = {

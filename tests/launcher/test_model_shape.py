@@ -1,6 +1,8 @@
 """Parameter counts are exact: by family, by known model, and from the words of any config.json."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.known_models import known_ids, known_shape
 from launcher.model_config import architecture_of, quantization_from, quantization_of
@@ -284,3 +286,24 @@ def test_a_quantisation_without_a_method_is_refused(section):
 @pytest.mark.parametrize("section", [{}, None])
 def test_an_empty_quantisation_is_none(section):
     assert quantization_of({**LLAMA, "quantization_config": section}) is None
+
+
+KEYS = [*LLAMA, "head_dim", "num_key_value_heads", "num_experts", "text_config", "torch_dtype"]
+KEYS += ["quantization_config", "tie_word_embeddings", "multi_query", "max_position_embeddings"]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner),
+    max_leaves=6,
+)
+FAMILIES = st.sampled_from(["llama", "gpt2", "falcon", "opt", "qwen3_moe", "bloom", "unknown"])
+
+
+@given(FAMILIES, st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4))
+def test_any_config_has_a_size_or_is_refused(family, change):
+    try:
+        config = {**LLAMA, "model_type": family, **change}
+        quantization_of(config)
+        count = parameters_of(architecture_of(config))
+    except ModelError:
+        return
+    assert count.total == count.linear + count.wide > 0
