@@ -14,7 +14,7 @@ from launcher.placement import replica_specs
 from router.config import RouterFile, load_model, read_source
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-EXAMPLES = sorted(CONFIGS.glob("*.yaml"))
+EXAMPLES = sorted({*CONFIGS.glob("*.yaml")} - {*CONFIGS.glob("compose*.yaml")})
 CLUSTERS = [path for path in EXAMPLES if path.name != "router-only.yaml"]
 
 
