@@ -2,8 +2,11 @@
 
 import json
 import logging
+import re
 
 import pytest
+
+from router.apis import GENERATION_APIS, TOKENIZER_APIS
 
 GENERATE = {"inputs": "hello", "parameters": {"max_new_tokens": 3}}
 
@@ -89,7 +92,10 @@ async def test_docs_and_their_document_are_served(app):
     page = await rig.get("/docs")
     assert page.get("content-type").startswith("text/html")
     document = (await rig.get("/api-doc/openapi.json")).json()
-    assert {"/generate", "/generate_stream", "/v1/chat/completions"} <= set(document["paths"])
+    posted = {path for path, verbs in document["paths"].items() if "post" in verbs}
+    assert posted == {*GENERATION_APIS, *TOKENIZER_APIS}
+    for schema in re.findall(r"#/components/schemas/(\w+)", json.dumps(document)):
+        assert schema in document["components"]["schemas"]
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/info"])
