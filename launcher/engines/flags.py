@@ -14,16 +14,18 @@ from launcher.engines.versions import LATEST, Version, show_version
 from router.config.mismatch import Mismatch
 from router.config.words import describe, did_you_mean
 
+NOT_AT_ALL = "nothing here"
+"""How the place where an operator sets a flag instead begins, when there is none."""
 Arg = str | int | float | bool | None
-Kind = Literal["switch", "toggle", "whole", "number", "json", "text"]
+Kind = Literal["switch", "toggle", "on-off", "whole", "number", "json", "text"]
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
     """One flag: what value it takes, and in which versions (`since` <= version < `until`).
 
-    A toggle is a switch that is on by itself. The keys of a json flag may be flags of their own,
-    as in `speculative-config.method`.
+    A toggle is a switch that is on by itself; on-off takes one of the words on, off and auto. The
+    keys of a json flag may be flags of their own, as in `speculative-config.method`.
     """
 
     kind: Kind = "text"
@@ -45,7 +47,7 @@ def check_args(
     for name, value in args.items():
         flag = _find(name, flags)
         if name in reserved:
-            yield Mismatch((name,), "a flag that the launcher sets itself", reserved[name])
+            yield Mismatch((name,), _found_reserved(reserved[name]), reserved[name])
         elif flag is None:
             known = [flag for flag in flags if flags[flag].is_in(version)]
             yield Mismatch((name,), "a flag this engine does not have", did_you_mean(name, known))
@@ -64,6 +66,11 @@ def to_argv(args: Mapping[str, Arg]) -> list[str]:
         elif value is not False and value is not None:
             words += [f"--{name}", str(value)]
     return words
+
+
+def _found_reserved(instead: str) -> str:
+    is_set = not instead.startswith(NOT_AT_ALL)
+    return "a flag that the launcher sets itself" if is_set else "a flag that replicas cannot have"
 
 
 def _find(name: str, flags: Mapping[str, Flag]) -> Flag | None:
@@ -87,6 +94,8 @@ def _expected(flag: Flag, value: Arg) -> str | None:
     match flag.kind:
         case "switch" | "toggle":
             return None if value is True else "true or false"
+        case "on-off":
+            return None if value in (True, "on", "off", "auto") else "one of: on, off, auto"
         case "whole":
             is_fine = not isinstance(value, float) and value is not True and _is_whole(value)
             return None if is_fine else "a whole number, 0 or more"

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from launcher.placement import ReplicaSpec
 
 IMAGE = "ghcr.io/ggml-org/llama.cpp"
+ON_OFF_SINCE_BUILD = 6325  # August 2025: `--flash-attn` takes a word and was alone before
 FIRST_BUILD = 4500  # January 2025: `org/repo:QUANT`, --slots and today's names of the flags
 
 _PROGRAM = "llama-server"
@@ -42,6 +43,7 @@ _MODELS = "/models"
 _CACHE = "/cache"
 _ALL_LAYERS = 999
 _USUAL_SLOTS = 4
+_NEWEST = 999_999
 _BUILD = re.compile(r"b?(\d{1,6})")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 _RESERVED_ENV = {
@@ -67,10 +69,10 @@ class LlamaCppEngine:
         self._environ = environ
 
     def check_engine(self, engine: "EngineConfig") -> Iterator[Mismatch]:
-        build = _BUILD.fullmatch(engine.version or "b99999")
+        build = _build(engine.version)
         if build is None:
             yield Mismatch(("version",), f"a text {quoted(engine.version or '')}", "a build: b5000")
-        elif int(build[1]) < FIRST_BUILD:
+        elif build < FIRST_BUILD:
             yield Mismatch(("version",), str(engine.version), f"b{FIRST_BUILD} or later")
         for path, args in engine.all_args():
             for bad in check_args(args, FLAGS, RESERVED, LATEST):
@@ -98,8 +100,7 @@ class LlamaCppEngine:
     def command(self, spec: "ReplicaSpec", port: int, host: str) -> Command:
         own = {**_model_flags(spec, host_path(spec.model_id)), "host": host, "port": port}
         env = {**cuda_env(spec.devices), **hub_tokens(self._environ, spec.env), **spec.env}
-        argv = (_PROGRAM, *to_argv({**own, **spec.args}))
-        return Command(argv, env, "/health", spec.start_timeout_s)
+        return Command((_PROGRAM, *_argv(spec, own)), env, "/health", spec.start_timeout_s)
 
     def container(self, spec: "ReplicaSpec", cache_dir: str) -> ContainerCommand:
         model_id, mount = _source(spec, cache_dir)
@@ -114,7 +115,7 @@ class LlamaCppEngine:
         }
         return ContainerCommand(
             image=spec.image or _image(spec),
-            argv=tuple(to_argv({**own, **spec.args})),
+            argv=tuple(_argv(spec, own)),
             env=env,
             port=_CONTAINER_PORT,
             mounts=joined([mount] if mount else [], spec.volumes),
@@ -158,6 +159,23 @@ def _model_flags(spec: "ReplicaSpec", model: str) -> dict[str, Arg]:
     return {name: value for name, value in flags.items() if name not in spec.args}
 
 
+def _argv(spec: "ReplicaSpec", own: Mapping[str, Arg]) -> list[str]:
+    """YAML reads a bare `on` as true, and llama-server wants the word."""
+    has_words = (_build(spec.engine_version) or _NEWEST) >= ON_OFF_SINCE_BUILD
+    args: dict[str, Arg] = dict(spec.args)
+    for name, value in spec.args.items():
+        if has_words and isinstance(value, bool) and FLAGS[name].kind == "on-off":
+            args[name] = "on" if value else "off"
+    return to_argv({**own, **args})
+
+
+def _build(version: str | None) -> int | None:
+    if version is None:
+        return _NEWEST
+    match = _BUILD.fullmatch(version)
+    return int(match[1]) if match else None
+
+
 def _slots(spec: "ReplicaSpec") -> int:
     asked = spec.args.get("parallel")
     if asked is not None and asked is not False:
@@ -177,5 +195,5 @@ def _source(spec: "ReplicaSpec", cache_dir: str) -> tuple[str, Mount | None]:
 
 def _image(spec: "ReplicaSpec") -> str:
     tag = "server-cuda" if spec.devices else "server"
-    build = _BUILD.fullmatch(spec.engine_version or "")
-    return f"{IMAGE}:{tag}-b{build[1]}" if build else f"{IMAGE}:{tag}"
+    build = _build(spec.engine_version) if spec.engine_version else None
+    return f"{IMAGE}:{tag}-b{build}" if build else f"{IMAGE}:{tag}"

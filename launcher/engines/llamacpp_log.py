@@ -13,11 +13,12 @@ _PHASES: tuple[tuple[str, str], ...] = (
     ("failed to load model", "failed: the model did not load"),
     ("error: invalid argument", "failed: the arguments"),
     ("error while handling argument", "failed: the arguments"),
-    ("server is listening on", "connected"),
+    ("listening on http", "connected"),
     ("all slots are idle", "connected"),
     ("model loaded", "model loaded"),
     ("warming up the model", "warming up"),
-    ("initializing slots", "warming up"),
+    ("initializing, n_slots", "making the slots"),
+    ("initializing slots", "making the slots"),
     ("llama_context: constructing", "making the context"),
     ("loading model tensors", "loading the model"),
     ("loading model", "loading the model"),
@@ -27,8 +28,11 @@ _PHASES: tuple[tuple[str, str], ...] = (
     ("downloading from", "downloading weights"),
     ("using cached file", "weights are here"),
 )
-_SLOTS = re.compile(r"initializing slots, n_slots = (\d+)")
-_CONTEXT = re.compile(r"llama_context: n_ctx +(?:=|:) +(\d+)")
+# Builds of 2026 say it in one line, older ones when they make the context.
+_SLOTS = re.compile(r"\bn_slots = (\d+), n_ctx_slot = (\d+)")
+_CONTEXT = re.compile(
+    r"(?:llama_context|llama_init_from_model|llama_new_context_with_model): n_ctx +[=:] +(\d+)"
+)
 
 _FAULTS = faults.phrases(
     [
@@ -40,8 +44,7 @@ _FAULTS = faults.phrases(
         (r"error while handling argument ", Fault.BAD_FLAG),
         (r"(?:^|\s)error: --?[\w-]+ requires? ", Fault.BAD_FLAG),
         (r"\bunknown model architecture: ", Fault.BAD_MODEL),
-        (r"\binvalid magic (?:number|characters)", Fault.BAD_MODEL),
-        (r"gguf_init_from_file\w*: failed to open GGUF file", Fault.BAD_MODEL),
+        (r"\binvalid magic (?:number|characters)|failed to read magic", Fault.BAD_MODEL),
         (r"data is not within the file bounds", Fault.BAD_MODEL),
         (r"failed to open GGUF file", Fault.BAD_MODEL),
     ]
@@ -55,6 +58,8 @@ def phase_of(log_line: str) -> str | None:
 
 def token_budget_of(log_line: str) -> int | None:
     """The tokens of all slots together."""
+    if match := _SLOTS.search(log_line):
+        return int(match[1]) * int(match[2])
     match = _CONTEXT.search(log_line)
     return int(match[1]) if match else None
 

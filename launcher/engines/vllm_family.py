@@ -62,6 +62,8 @@ OWN_QUANTIZE = (
 _MODEL = "/model"
 _HUB_CACHE = "/root/.cache/huggingface"
 _BY_INDEX = "launcher.engines.by_index"
+_QUIET = {"DO_NOT_TRACK": "1"}  # else they report home
+_LOGS_PROMPTS_UNTIL: Version = (0, 10, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class FamilyEngine:
         own = {**_model_flags(spec), "host": host, "port": port}
         by_index = () if are_indexed(spec.devices) else (sys.executable, "-m", _BY_INDEX)
         start = (*by_index, *self._program.serve, host_path(spec.model_id))
-        env = {**cuda_env(spec.devices), **hub_tokens(self._environ, spec.env), **spec.env}
+        tokens = hub_tokens(self._environ, spec.env)
+        env = {**cuda_env(spec.devices), **_QUIET, **tokens, **spec.env}
         return Command((*start, *self._argv(spec, own)), env, "/health", spec.start_timeout_s)
 
     def container(self, spec: "ReplicaSpec", cache_dir: str) -> ContainerCommand:
@@ -129,6 +132,7 @@ class FamilyEngine:
         ]
         env = {
             **order_env(spec.devices),
+            **_QUIET,
             "HF_HUB_CACHE": _HUB_CACHE,  # the same layout as other engines', so that they share it
             **hub_tokens(self._environ, spec.env),
             **spec.env,
@@ -156,6 +160,8 @@ class FamilyEngine:
 
     def _argv(self, spec: "ReplicaSpec", own: Mapping[str, Arg]) -> list[str]:
         version = version_of_spec(spec, self._program.image)
+        if version < _LOGS_PROMPTS_UNTIL:
+            own = {**own, "disable-log-requests": True}
         return argv({**own, **spec.args}, self._program.flags, version)
 
 

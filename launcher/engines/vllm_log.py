@@ -7,6 +7,7 @@ import re
 
 from launcher.engines import faults
 from launcher.engines.base import Fault
+from launcher.engines.by_index import LOST, REFUSED
 
 # Tried in this order: the first phrase found in a line decides.
 _PHASES: tuple[tuple[str, str], ...] = (
@@ -51,7 +52,8 @@ _FAULTS = faults.phrases(
             r"larger than the (?:available KV cache memory|maximum number of tokens)",
             Fault.GPU_MEMORY,
         ),
-        (r"\bDevice string must not be empty\b", Fault.GPU_LOST),
+        (re.escape(LOST), Fault.GPU_LOST),
+        (re.escape(REFUSED), Fault.BAD_FLAG),
         (r"[Mm]odel architectures? .+ (?:is|are) not supported", Fault.BAD_MODEL),
         (r"\bUnknown quantization method\b", Fault.BAD_FLAG),
     ]
