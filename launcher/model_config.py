@@ -12,7 +12,7 @@ from launcher.model_shape import Architecture, ModelError, Quantization
 
 Config = Mapping[str, Any]
 
-_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_HIDDEN = ("hidden_size", "n_embd", "n_embed", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HEADS = ("num_attention_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
@@ -109,7 +109,7 @@ def _kv_heads(config: Config, family: str, heads: int) -> int:
         if _flag(config, "new_decoder_architecture", False):
             return _whole(config, _KV_HEADS, default=heads)
         return 1 if _flag(config, "multi_query", True) else heads
-    default = 1 if _flag(config, "multi_query", False) else heads
+    default = 1 if _flag(config, "multi_query", family == "gpt_bigcode") else heads
     return _whole(config, _KV_HEADS, default=default)
 
 
@@ -130,7 +130,8 @@ def _norms(config: Config, family: str) -> int:
     if family == "falcon":
         is_parallel = _flag(config, "parallel_attn", True)
         is_new = _flag(config, "new_decoder_architecture", False)
-        return 1 if is_parallel and not is_new else 2
+        usual = 1 if is_parallel and not is_new else 2
+        return _whole(config, ("num_ln_in_parallel_attn",), default=usual)
     return _NORMS.get(family, 2)
 
 

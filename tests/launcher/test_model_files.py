@@ -167,6 +167,106 @@ def test_a_tied_head_that_is_stored_counts_once(folder):
     assert read_model_folder(folder).parameters == expected_parameters(tie_word_embeddings=True)
 
 
+# One layer of each family, named and shaped as its files are: h hidden, q queries, k keys of all
+# heads, m MLP, v vocabulary, p positions.
+GPT_2 = """wte v,h; wpe p,h; h.0.ln_1 h +; h.0.attn.c_attn h,q+2k +q+2k; h.0.attn.c_proj q,h +h
+    h.0.ln_2 h +; h.0.mlp.c_fc h,m +m; h.0.mlp.c_proj m,h +h; ln_f h +"""
+BLOOM = """word_embeddings v,h; word_embeddings_layernorm h +; h.0.input_layernorm h +
+    h.0.self_attention.query_key_value q+2k,h +q+2k; h.0.self_attention.dense h,q +h
+    h.0.post_attention_layernorm h +; h.0.mlp.dense_h_to_4h m,h +m; h.0.mlp.dense_4h_to_h h,m +h
+    ln_f h +"""
+FALCON_7B = """transformer.word_embeddings v,h; transformer.h.0.input_layernorm h +
+    transformer.h.0.self_attention.query_key_value q+2k,h; transformer.h.0.self_attention.dense h,q
+    transformer.h.0.mlp.dense_h_to_4h m,h; transformer.h.0.mlp.dense_4h_to_h h,m
+    transformer.ln_f h +; lm_head v,h"""
+FALCON_40B = FALCON_7B.replace("input_layernorm", "ln_attn") + "; transformer.h.0.ln_mlp h +"
+NEOX = """gpt_neox.embed_in v,h; gpt_neox.layers.0.input_layernorm h +
+    gpt_neox.layers.0.post_attention_layernorm h +
+    gpt_neox.layers.0.attention.query_key_value q+2k,h +q+2k
+    gpt_neox.layers.0.attention.dense h,q +h; gpt_neox.layers.0.mlp.dense_h_to_4h m,h +m
+    gpt_neox.layers.0.mlp.dense_4h_to_h h,m +h; gpt_neox.final_layer_norm h +; embed_out v,h"""
+OPT = """model.decoder.embed_tokens v,h; model.decoder.embed_positions p+2,h
+    model.decoder.layers.0.self_attn.q_proj q,h +q; model.decoder.layers.0.self_attn.k_proj k,h +k
+    model.decoder.layers.0.self_attn.v_proj k,h +k
+    model.decoder.layers.0.self_attn.out_proj h,q +h
+    model.decoder.layers.0.self_attn_layer_norm h +; model.decoder.layers.0.fc1 m,h +m
+    model.decoder.layers.0.fc2 h,m +h; model.decoder.layers.0.final_layer_norm h +
+    model.decoder.final_layer_norm h +; lm_head v,h"""
+LLAMA_LIKE = """model.embed_tokens v,h; model.layers.0.input_layernorm h
+    model.layers.0.self_attn.q_proj q,h; model.layers.0.self_attn.k_proj k,h
+    model.layers.0.self_attn.v_proj k,h; model.layers.0.self_attn.o_proj h,q
+    model.layers.0.post_attention_layernorm h; model.norm h; """
+MLP_LIKE = """model.layers.0.mlp.gate_proj m,h; model.layers.0.mlp.up_proj m,h
+    model.layers.0.mlp.down_proj h,m; """
+HEAD_NORMS = "model.layers.0.self_attn.q_norm d; model.layers.0.self_attn.k_norm d; "
+QWEN_2 = LLAMA_LIKE.replace("q,h", "q,h +q").replace("k,h", "k,h +k") + MLP_LIKE + "lm_head v,h"
+QWEN_3 = LLAMA_LIKE + HEAD_NORMS + MLP_LIKE + "lm_head v,h"
+QWEN_3_MOE = LLAMA_LIKE + HEAD_NORMS + "model.layers.0.mlp.gate 2,h; lm_head v,h; "
+QWEN_3_MOE += MLP_LIKE.replace("mlp.", "mlp.experts.0.") + MLP_LIKE.replace(
+    "mlp.", "mlp.experts.1."
+)
+MIXTRAL = LLAMA_LIKE + "model.layers.0.block_sparse_moe.gate 2,h; lm_head v,h; "
+for expert in ("0", "1"):
+    for matrix, rows in (("w1", "m,h"), ("w2", "h,m"), ("w3", "m,h")):
+        MIXTRAL += f"model.layers.0.block_sparse_moe.experts.{expert}.{matrix} {rows}; "
+GEMMA_2 = (
+    LLAMA_LIKE
+    + MLP_LIKE
+    + """model.layers.0.pre_feedforward_layernorm h
+    model.layers.0.post_feedforward_layernorm h"""
+)
+PHI_3 = """model.embed_tokens v,h; model.layers.0.input_layernorm h
+    model.layers.0.self_attn.qkv_proj q+2k,h; model.layers.0.self_attn.o_proj h,q
+    model.layers.0.mlp.gate_up_proj 2m,h; model.layers.0.mlp.down_proj h,m
+    model.layers.0.post_attention_layernorm h; model.norm h; lm_head v,h"""
+WIDE_MLP = {"intermediate_size": 4 * H}
+
+
+def tensors_of(table, config):
+    """A table above as a header's entries; `+` is a bias, as wide as the weight unless said."""
+    arch = architecture_of(config)
+    sizes = {"h": arch.hidden, "q": arch.heads * D, "k": arch.kv_heads * D, "d": D}
+    sizes |= {"m": arch.intermediate, "v": arch.vocab, "p": arch.max_position or 0}
+
+    def size(text):
+        terms = [(term[:-1], term[-1]) for term in text.split("+")]
+        return sum(int(n or 1) * sizes[x] if x in sizes else int(n + x) for n, x in terms)
+
+    tensors = {}
+    for line in table.replace("\n", ";").split(";"):
+        name, *words = line.split()[:3] if line.strip() else ("",)
+        if name:
+            tensors[f"{name}.weight"] = ("F16", [size(text) for text in words[0].split(",")])
+        for word in words[1:]:
+            tensors[f"{name}.bias"] = ("F16", [size(word[1:] or words[0])])
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (GPT_2, {"model_type": "gpt2", **WIDE_MLP, "num_key_value_heads": None}),
+        (GPT_2, {"model_type": "gpt_bigcode", **WIDE_MLP, "num_key_value_heads": None}),
+        (BLOOM, {"model_type": "bloom", **WIDE_MLP, "num_key_value_heads": None}),
+        (FALCON_7B, {"model_type": "falcon", **WIDE_MLP}),
+        (FALCON_40B, {"model_type": "falcon", **WIDE_MLP, "new_decoder_architecture": True}),
+        (NEOX, {"model_type": "gpt_neox", **WIDE_MLP, "num_key_value_heads": None}),
+        (OPT, {"model_type": "opt", **WIDE_MLP, "num_key_value_heads": None}),
+        (QWEN_2, {"model_type": "qwen2"}),
+        (QWEN_3, {"model_type": "qwen3"}),
+        (QWEN_3_MOE, {"model_type": "qwen3_moe", "num_experts": 2, "moe_intermediate_size": 16}),
+        (MIXTRAL, {"model_type": "mixtral", "num_local_experts": 2}),
+        (GEMMA_2, {"model_type": "gemma2"}),
+        (PHI_3, {"model_type": "phi3"}),
+    ],
+)
+def test_each_familys_tensors_are_known_by_name(folder, table, words):
+    config = {**LLAMA, **words, "num_hidden_layers": 1}
+    write_json(folder / "config.json", config)
+    write_safetensors(folder / "model.safetensors", tensors_of(table, config))
+    assert read_model_folder(folder).parameters == parameters_of(architecture_of(config))
+
+
 def test_masks_and_rotary_tables_are_no_parameters(folder):
     more = {
         "model.layers.0.attn.bias": ("F32", [1, 1, 128, 128]),

@@ -213,7 +213,7 @@ def test_a_multimodal_model_is_its_language_model():
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"hidden_size": None}, "hidden_size or n_embd or d_model"),
+        ({"hidden_size": None}, "hidden_size or n_embd or n_embed or d_model"),
         ({"hidden_size": 0}, "hidden_size"),
         ({"hidden_size": "64"}, "hidden_size"),
         ({"hidden_size": True}, "hidden_size"),
