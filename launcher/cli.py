@@ -103,6 +103,24 @@ def down(
 
 
 @_verb
+def plan(
+    config: Config = FLEET,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="CARD", help="Plan for this card instead: 4xL4, A100-80, 24GiB."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> int:
+    """Show what would run on which GPU, whether it fits there, and why. Starts nothing.
+
+    Exit code 1 when something cannot fit.
+    """
+    from launcher.commands import plan as command
+
+    return command.run(config, gpu=gpu, as_json=json)
+
+
+@_verb
 def status(
     config: Config = FLEET,
     json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,

@@ -4,7 +4,7 @@ Called by whoever starts something: the supervisor, `launcher up` and `launcher 
 machine (driver, model folders) and may take a moment, so the event loop calls it on a thread.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from launcher.gpus import GpuMonitor, read_inventory
 from launcher.placement import ReplicaSpec, replica_specs
 from launcher.runtimes.base import Handle
 from launcher.sizes import show_bytes
+from launcher.sizing import model_caches, sizer
 from router.errors import DeviceError, OperatorError
 
 _MOST_NAMED = 3
@@ -28,7 +29,7 @@ def desired(config: ClusterConfig, owned: Iterable[Handle] = ()) -> list[Replica
     """
     inventory = machine_inventory(config)
     running = {handle.replica_id: handle.devices for handle in owned if handle.devices}
-    return replica_specs(config, inventory, running)
+    return replica_specs(config, inventory, running, sizer(config, inventory))
 
 
 def expected(config: ClusterConfig) -> list[ReplicaSpec]:
@@ -84,7 +85,7 @@ def files_are_here(spec: ReplicaSpec, config: ClusterConfig) -> bool:
     """Whether a model can be loaded without a download: then all replicas may do so at once."""
     if not ENGINES[spec.engine_name].downloads or spec.model_id.startswith(("/", "~", ".")):
         return True
-    return any(_is_cached(spec.model_id, folder) for folder in _caches(config))
+    return any(_is_cached(spec.model_id, folder) for folder in model_caches(config))
 
 
 def _is_cached(model_id: str, cache: Path) -> bool:
@@ -92,10 +93,3 @@ def _is_cached(model_id: str, cache: Path) -> bool:
     folder = cache / ("models--" + model_id.replace("/", "--"))
     has_snapshot = any(True for _ in folder.glob("snapshots/*/*"))
     return has_snapshot and not any(True for _ in folder.glob("blobs/*.incomplete"))
-
-
-def _caches(config: ClusterConfig) -> Iterator[Path]:
-    base = config.runtime.docker.cache_dir
-    if config.runtime.name == "process":
-        base = Path.home() / ".cache" / "huggingface"
-    yield from (base, base / "hub")

@@ -77,6 +77,7 @@ class Sizing:
     """What is decided by what fits: how weights are compressed, and the share of the GPU."""
 
     quantize: str | None = None
+    dtype: str | None = None
     memory_fraction: float | None = None
 
 
@@ -85,7 +86,7 @@ Size = Callable[[ModelConfig, EngineConfig, tuple[str, ...]], Sizing]
 
 def as_written(model: ModelConfig, engine: EngineConfig, devices: tuple[str, ...]) -> Sizing:
     """Nothing is decided: `quantize: auto` stays so. Enough for verbs that start nothing."""
-    return Sizing(model.quantize)
+    return Sizing(model.quantize, model.dtype)
 
 
 def replica_specs(
@@ -128,7 +129,7 @@ def _spec(
     wanted: dict[str, Any] = {
         "model_id": model.id,
         "revision": model.revision,
-        "dtype": model.dtype,
+        "dtype": sizing.dtype,
         "quantize": sizing.quantize,
         "max_input_tokens": model.max_input_tokens,
         "max_total_tokens": model.max_total_tokens,
