@@ -29,7 +29,12 @@ GENERATION_APIS: dict[str, Api] = {
 }
 """Routes that run the model: each takes a lease. Which engines have one, their dialect says."""
 
-TOKENIZER_APIS: dict[str, Api] = {"/tokenize": TGI, "/chat_tokenize": TGI, "/detokenize": PLAIN}
+TOKENIZER_APIS: dict[str, Api] = {
+    "/tokenize": TGI,
+    "/chat_tokenize": TGI,
+    "/detokenize": PLAIN,
+    "/v1/messages/count_tokens": ANTHROPIC,
+}
 """Routes that only count tokens: cheap, and no engine queues them, so no lease is needed."""
 
 __all__ = ["GENERATION_APIS", "TOKENIZER_APIS", "Api"]

@@ -30,6 +30,7 @@ SHAPES: dict[str, Shape] = {
     "/v1/embeddings": Shape(("input", "messages"), many=("input",)),
     "/v1/responses": Shape(("instructions", "input"), length="max_output_tokens"),
     "/v1/messages": Shape(("system", "messages"), length="max_tokens"),
+    "/v1/messages/count_tokens": Shape(("system", "messages")),
     "/v1/rerank": Shape(("query", "documents"), many=("documents",)),
     "/v1/score": Shape(
         ("text_1", "queries", "text_2", "documents"), many=("text_1", "text_2", "documents")

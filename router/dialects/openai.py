@@ -35,8 +35,8 @@ from router.room import Capacity
 ROUTES = frozenset(
     (
         *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
-        *("/v1/embeddings", "/v1/rerank", "/v1/score", "/tokenize", "/detokenize"),
-        *("/completion", "/infill"),
+        *("/v1/embeddings", "/v1/rerank", "/v1/score", "/completion", "/infill"),
+        *("/tokenize", "/detokenize", "/v1/messages/count_tokens"),
     )
 )
 """What any of the three has; one that an engine lacks it answers with its own 404."""
@@ -71,8 +71,6 @@ REFUSALS = {
     *("authentication_error", "permission_error", "not_found_error"),
 }
 """llama-server's types for what is the call's own fault; early builds send them in-band."""
-PROMPT_KEYS = ("prompt_tokens", "input_tokens", "tokens_evaluated")
-OUTPUT_KEYS = ("completion_tokens", "output_tokens", "tokens_predicted", "predicted_n")
 
 
 class OpenAiDialect:
@@ -85,7 +83,7 @@ class OpenAiDialect:
     def info(self, pages: Mapping[str, bytes]) -> EngineInfo:
         """Any of the pages may be missing: /props is llama-server's, /metrics may be off."""
         models = objects(parsed(pages.get("/v1/models", b"")).get("data"))
-        names = [model["id"] for model in models if isinstance(model.get("id"), str)]
+        names = [name for model in models for name in _names(model)]
         props = parsed(pages.get("/props", b""))
         slots = count(props, "total_slots")
         slot = an_object(props.get("default_generation_settings"))  # n_ctx is one slot's part
@@ -95,7 +93,7 @@ class OpenAiDialect:
         return EngineInfo(
             capacity=capacity,
             model_id=names[0] if names else None,
-            aliases=tuple(dict.fromkeys(names[1:])),
+            aliases=tuple(name for name in dict.fromkeys(names) if name != names[0]),
             max_total_tokens=longest,
             max_sequences=slots or LARGEST_BATCH,
             told=_told(names, longest, slots, capacity.tokens),
@@ -167,8 +165,8 @@ class OpenAiDialect:
     def report(self, headers: Mapping[str, str], body: bytes) -> Report:
         reply = parsed(body) if len(body) <= MAX_READ_BYTES else {}
         return Report(
-            prompt_tokens=_counted(reply, PROMPT_KEYS),
-            generated_tokens=_counted(reply, OUTPUT_KEYS),
+            prompt_tokens=_prompt_tokens(reply),
+            generated_tokens=_generated_tokens(reply),
             between_tokens_s=_between_tokens_s(reply),
         )
 
@@ -181,14 +179,21 @@ class OpenAiDialect:
             event = parsed(data)
             if _is_error(event):
                 return Ending(is_whole=True, error=_in_band(data))
-            prompt = _counted(event, PROMPT_KEYS) or prompt
-            generated = _counted(event, OUTPUT_KEYS) or generated
+            prompt = _prompt_tokens(event) or prompt
+            generated = _generated_tokens(event) or generated
             others += not _has_token(event)
             is_whole = is_whole or data == b"[DONE]" or _is_last(event)
         return Ending(is_whole, None, prompt, generated, others)
 
 
-# ---- capacity ----
+# ---- what it tells ----
+
+
+def _names(model: dict[str, Any]) -> list[str]:
+    """Its id, and llama-server's further --alias."""
+    aliases = model.get("aliases")
+    given = [model.get("id"), *(aliases if isinstance(aliases, list) else [])]
+    return [name for name in given if isinstance(name, str)]
 
 
 def _slots(slots: int) -> Capacity:
@@ -323,9 +328,22 @@ def _between_tokens_s(reply: dict[str, Any]) -> float | None:
     return each_ms / 1000 if is_time and each_ms is not None else None
 
 
-def _counted(reply: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    """The first of these counts that it tells: in `usage`, in `timings`, or bare."""
-    inner = an_object(reply.get("response"))
-    places = (reply.get("usage"), inner.get("usage"), reply, reply.get("timings"))
-    counts = (count(an_object(place), key) for place in places for key in keys)
-    return next(filter(None, counts), None)
+def _prompt_tokens(reply: dict[str, Any]) -> int | None:
+    """Anthropic's `input_tokens` and llama-server's `prompt_n` leave out what was cached."""
+    usage, timings = _usage(reply), an_object(reply.get("timings"))
+    if told := count(usage, "prompt_tokens") or count(usage, "input_tokens"):
+        return told + (count(usage, "cache_read_input_tokens") or 0)
+    if told := count(timings, "prompt_n"):
+        return told + (count(timings, "cache_n") or 0)
+    return count(reply, "tokens_evaluated")
+
+
+def _generated_tokens(reply: dict[str, Any]) -> int | None:
+    usage, timings = _usage(reply), an_object(reply.get("timings"))
+    told = count(usage, "completion_tokens") or count(usage, "output_tokens")
+    return told or count(timings, "predicted_n") or count(reply, "tokens_predicted")
+
+
+def _usage(reply: dict[str, Any]) -> dict[str, Any]:
+    """Of a reply, a chunk, or the last event of /v1/responses."""
+    return an_object(reply.get("usage") or an_object(reply.get("response")).get("usage"))

@@ -45,6 +45,7 @@ LLAMA_MODELS = {
             "id": "tiny",
             "object": "model",
             "owned_by": "llamacpp",
+            "aliases": ["tiny", "small"],
             "meta": {"n_ctx_train": 4096, "n_vocab": 32_000},
         }
     ],
@@ -133,7 +134,8 @@ def test_llama_server_tells_its_slots_and_what_one_holds():
     info = told(LLAMA_MODELS, LLAMA_PROPS, b"llamacpp:requests_deferred 0\n")
     assert info.capacity == Capacity(requests=4, batch=4)
     assert info.capacity.is_told
-    assert (info.max_total_tokens, info.max_sequences, info.model_id) == (2048, 4, "tiny")
+    assert (info.max_total_tokens, info.max_sequences) == (2048, 4)
+    assert (info.model_id, info.aliases) == ("tiny", ("small",))
 
 
 def test_what_is_told_is_shown_in_tgis_words():
@@ -310,11 +312,24 @@ def test_a_text_that_is_no_json_is_shown_cut():
         ({"usage": {"input_tokens": 12, "output_tokens": 20}}, (12, 20)),
         ({"usage": {"prompt_tokens": 12, "total_tokens": 12}}, (12, None)),
         ({"content": "x", "tokens_evaluated": 12, "tokens_predicted": 20}, (12, 20)),
+        (
+            {"usage": {"cache_read_input_tokens": 11, "input_tokens": 1, "output_tokens": 20}},
+            (12, 20),
+        ),
         ({"usage": None}, (None, None)),
         ([1], (None, None)),
         ({"usage": {"prompt_tokens": -1, "completion_tokens": True}}, (None, None)),
     ],
-    ids=["chat", "responses", "embeddings", "llama-server", "none", "array", "nonsense"],
+    ids=[
+        "chat",
+        "responses",
+        "embeddings",
+        "llama-server",
+        "messages",
+        "none",
+        "array",
+        "nonsense",
+    ],
 )
 def test_counts_are_read_from_the_body(reply, expected):
     report = OPENAI.report({}, json.dumps(reply).encode())
@@ -367,9 +382,9 @@ def test_the_counts_stand_in_the_usage_before_done():
 
 
 def test_the_counts_stand_in_llama_servers_timings():
-    timings = {"prompt_n": 1, "predicted_n": 30, "predicted_per_token_ms": 9.0}
+    timings = {"cache_n": 20, "prompt_n": 1, "predicted_n": 30, "predicted_per_token_ms": 9.0}
     found = ending(chunk("a"), chunk(finish="stop", timings=timings), DONE)
-    assert found.generated_tokens == 30
+    assert (found.prompt_tokens, found.generated_tokens) == (21, 30)
 
 
 def test_events_without_a_token_are_told_apart():

@@ -17,6 +17,7 @@ PASSED_ON = {
     "/infill": {"input_prefix": "a", "input_suffix": "b"},
     "/tokenize": {"prompt": "a"},
     "/detokenize": {"tokens": [1, 2]},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "a"}]},
 }
 
 
