@@ -7,6 +7,7 @@ port is only a likely one: another program may take it before the child binds, w
 
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import tempfile
@@ -76,6 +77,19 @@ def url_of(host: str, port: int) -> str:
     """Where what listens there is reached from this machine."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def address_of(host: str) -> str:
+    """The IP address of a name such as `localhost`. StartError when it has none."""
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(host))
+    try:
+        return socket.gethostbyname(host)
+    except OSError as exc:
+        raise StartError(
+            f"runtime.host: found {host!r}, expected an address of this machine ({exc.strerror})",
+            recoverable=False,
+        ) from exc
 
 
 def port_of(url: str) -> int:

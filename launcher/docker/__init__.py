@@ -1,0 +1,1 @@
+"""Replicas as containers: what `launcher.runtimes.docker` is made of."""

@@ -1,0 +1,400 @@
+"""Replicas as containers of a Docker Engine, found again by their labels.
+
+One container per replica, named after it. What the engine has is the truth: `inspect` decides what
+runs and how it ended, events only say when to look. Starting leaves nothing half-made, whatever
+fails and whenever it is cancelled. An engine that is away is waited for; the containers run on.
+Everything of the SDK is behind `launcher.docker`, and imported with the first call.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher import ports, processes
+from launcher.config import ClusterConfig, DockerConfig
+from launcher.docker import endings
+from launcher.docker.container import Container, container_name, container_of, require_possible
+from launcher.docker.containers import Containers
+from launcher.docker.engine import DockerEngine
+from launcher.docker.events import Events
+from launcher.docker.folders import require_folders
+from launcher.docker.gpu_injection import facts_of, injection_of
+from launcher.docker.labels import (
+    CLUSTER,
+    DEVICES,
+    FINGERPRINT,
+    GENERATION,
+    HOME,
+    REPLICA,
+    URL,
+    Place,
+)
+from launcher.docker.logs import Logs
+from launcher.docker.pulls import Pulls
+from launcher.docker.refusals import Refused, is_port_taken, start_error
+from launcher.engines import ENGINES
+from launcher.engines.base import ContainerCommand
+from launcher.placement import ReplicaSpec
+from launcher.runtimes.base import Exit, Handle, Say
+from launcher.runtimes.records import Records
+from launcher.state import StateFolder
+from router.errors import OperatorError, RuntimeAway, StartError, StateError, StopError
+
+log = logging.getLogger("launcher")
+
+CommandOf = Callable[[ReplicaSpec, str], ContainerCommand]
+_PORT_TRIES = 20
+_LOOK_EVERY_S = 30.0  # should an event ever be lost
+_LOG_END_S = 5.0
+_KILL_WAIT_S = 10.0
+_RUNNING = ("running", "paused", "restarting")
+
+
+class DockerRuntime:
+    """Runs one cluster's replicas; `command_of(spec, cache_dir)` says what is in a container."""
+
+    name = "docker"
+
+    def __init__(
+        self,
+        folder: StateFolder,
+        config: ClusterConfig,
+        command_of: CommandOf | None = None,
+        engine: DockerEngine | None = None,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._command_of = command_of or _engine_command
+        self._engine = engine or DockerEngine(config.runtime.docker.url)
+        self._containers = Containers(self._engine)
+        self._logs = Logs(self._engine, folder)
+        self._records = Records(folder)
+        self._events = Events(self._engine, config.cluster)
+        self._pulls = Pulls(self._engine)
+        self._ports: dict[str, int] = {}  # by replica: given out, and kept for its next start
+        self._starting: set[str] = set()
+        self._exits: dict[str, tuple[str, Exit]] = {}  # by replica: the container that ended last
+        self._began: dict[str, str] = {}  # by container: when it was started, as first seen
+
+    @classmethod
+    def of(cls, config: ClusterConfig, folder: StateFolder) -> "DockerRuntime":
+        return cls(folder, config)
+
+    def use(self, config: ClusterConfig) -> None:
+        if config.runtime.docker.url != self._config.runtime.docker.url:
+            raise StartError(
+                "runtime.docker.url: replicas run on the other Docker Engine; `launcher down` with "
+                "the old config first",
+                recoverable=False,
+            )
+        self._config = config
+
+    async def prepare(self, specs: Sequence[ReplicaSpec], say: Say) -> None:
+        if not self._engine.is_local:
+            raise StartError(
+                f"the Docker Engine at {self._engine.url} is on another machine, where replicas' "
+                "ports and folders would be; expected one of this machine: run the launcher there",
+                recoverable=False,
+            )
+        with _translating("the Docker Engine"):
+            facts = facts_of(await self._engine.look(lambda api: api.info()))
+            await self._refuse_foreign()
+        for spec in specs:
+            injection_of(self._docker.gpu_injection, spec.devices, facts)
+            require_possible(self._command(spec).mounts, self._docker)
+
+    async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
+        self._starting.add(spec.id)
+        try:
+            with _translating(spec.id):
+                return await self._start(spec, generation, say)
+        finally:
+            self._starting.discard(spec.id)
+
+    async def wait(self, handle: Handle) -> Exit:
+        with self._events.listening(handle.ref) as bell:
+            while True:
+                bell.clear()
+                if ended := await self.poll(handle):
+                    return ended
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_EVERY_S):
+                        await bell.wait()
+
+    async def poll(self, handle: Handle) -> Exit | None:
+        try:
+            return await self._look_at(handle)
+        except (OperatorError, Refused) as exc:
+            log.debug("%s: %s", handle.replica_id, exc)
+            return None
+
+    async def stop(self, handle: Handle, grace_s: float) -> None:
+        try:
+            await self._stop(handle, grace_s)
+        except (RuntimeAway, StartError) as exc:
+            raise StopError(f"{handle.replica_id}: {handle.shown} is not stopped: {exc}") from exc
+        except Refused as exc:
+            raise StopError(_unkillable(handle, exc)) from exc
+
+    async def owned(self) -> list[Handle]:
+        with _translating("the Docker Engine"):
+            handles = [
+                handle
+                for listed in await self._containers.labelled(self._marks)
+                if (handle := await self._owned_one(listed)) is not None
+            ]
+        for handle in handles:
+            with suppress(ValueError):
+                self._ports.setdefault(handle.replica_id, ports.port_of(handle.base_url))
+        return handles
+
+    async def is_serving_itself(self, handle: Handle) -> bool:
+        try:
+            found = await self._containers.inspect(handle.ref)
+        except (OperatorError, Refused):
+            return True  # nobody to be asked
+        if found is None or not found["State"]["Running"]:
+            return False
+        bound = (found["NetworkSettings"].get("Ports") or {}).values()
+        ours = str(ports.port_of(handle.base_url))
+        return any(binding["HostPort"] == ours for bindings in bound for binding in bindings or ())
+
+    def last_generation(self, replica_id: str) -> int:
+        return self._records.last_generation(replica_id)
+
+    def log_path(self, replica_id: str) -> Path:
+        return self._folder.log(replica_id)
+
+    async def catch_up_log(self, replica_id: str) -> None:
+        try:
+            found = await self._containers.inspect(container_name(self._config.cluster, replica_id))
+            if found is not None and self._is_ours(found):
+                await self._logs.copy_once(replica_id, found["Id"])
+        except (OperatorError, Refused, OSError) as exc:
+            log.warning("%s: the log may lack its end: %s", replica_id, exc)
+
+    async def aclose(self) -> None:
+        self._events.close()
+        self._logs.close()
+        await self._engine.aclose()
+
+    @property
+    def _docker(self) -> DockerConfig:
+        return self._config.runtime.docker
+
+    @property
+    def _marks(self) -> dict[str, str]:
+        """The labels that all of this cluster's containers have, and no others."""
+        return {CLUSTER: self._config.cluster, HOME: str(self._folder.path)}
+
+    def _command(self, spec: ReplicaSpec) -> ContainerCommand:
+        return self._command_of(spec, str(self._docker.cache_dir))
+
+    # ---- starting
+
+    async def _start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
+        command = self._command(spec)
+        require_folders(command.mounts, self._docker.cache_dir, self._engine.socket_path)
+        await self._pulls.ensure(command.image, self._docker.pull, say)
+        facts = facts_of(await self._engine.look(lambda api: api.info()))
+        await self._clear_name(spec.id)
+        self._logs.begin(spec.id)
+        taken: set[int] = set()
+        while len(taken) < _PORT_TRIES:
+            place = self._place(spec.id, generation, taken)
+            container = container_of(spec, command, place, self._docker, facts)
+            handle = Handle(
+                self.name, spec.id, generation, "", place.url, spec.fingerprint, None, spec.devices
+            )
+            self._records.write(handle)
+            say("starting the container")
+            try:
+                return await self._run(container, handle)
+            except Refused as exc:
+                if not is_port_taken(exc):
+                    raise
+                taken.add(place.port)
+        raise StartError(f"{spec.id}: {_PORT_TRIES} ports in a row were taken on {place.host}")
+
+    async def _run(self, container: Container, handle: Handle) -> Handle:
+        found = await self._containers.run(container)
+        started = replace(handle, ref=found["Id"], pid=found["State"]["Pid"] or None)
+        self._began[started.ref] = found["State"]["StartedAt"]
+        self._logs.follow(started.replica_id, started.ref)
+        return started
+
+    async def _clear_name(self, replica_id: str) -> None:
+        """Remove what an earlier start left under this replica's name."""
+        name = container_name(self._config.cluster, replica_id)
+        found = await self._containers.inspect(name)
+        if found is None:
+            return
+        if not self._is_ours(found):
+            raise StartError(
+                f"found a container {name} that this cluster did not make, expected that name to "
+                f"be free: `docker rm -f {name}` removes it",
+                is_slow=True,
+            )
+        await self._remove_leftover(replica_id, found["Id"])
+
+    async def _remove_leftover(self, replica_id: str, container_id: str) -> None:
+        with suppress(OSError):
+            await self._logs.copy_once(replica_id, container_id)
+        await self._containers.remove(container_id)
+
+    def _place(self, replica_id: str, generation: int, taken: set[int]) -> Place:
+        """Its last port if that is free, else the first free one."""
+        runtime = self._config.runtime
+        host = ports.address_of(runtime.host)
+        with ports.choosing():
+            others = {port for owner, port in self._ports.items() if owner != replica_id} | taken
+            others |= {ports.port_of(url) for url in processes.marked_urls()}
+            preferred = self._ports.get(replica_id)
+            port = next(ports.free_ports(host, runtime.first_port, others, preferred), None)
+        if port is None:
+            raise StartError(
+                f"no free port from {runtime.first_port} on {host}; set runtime.first_port"
+            )
+        self._ports[replica_id] = port
+        url = ports.url_of(host, port)
+        return Place(self._config.cluster, str(self._folder.path), generation, host, port, url)
+
+    # ---- watching
+
+    async def _look_at(self, handle: Handle) -> Exit | None:
+        ref, known = self._exits.get(handle.replica_id, ("", None))
+        if ref == handle.ref:
+            return known
+        found = await self._containers.inspect(handle.ref)
+        if found is None:
+            return self._remember(handle, endings.REMOVED)
+        state, pump = found["State"], self._logs.follow(handle.replica_id, handle.ref)
+        if state["Paused"]:
+            log.warning("%s: %s was paused; it goes on", handle.replica_id, handle.shown)
+            await self._containers.unpause(handle.ref)
+            return None
+        ended = endings.ending_of(state)
+        if ended is not None:
+            await pump.has_ended(_LOG_END_S)  # its last words are wanted next
+        elif state["StartedAt"] != self._began.setdefault(handle.ref, state["StartedAt"]):
+            ended = endings.RESTARTED
+        return None if ended is None else self._remember(handle, ended)
+
+    def _remember(self, handle: Handle, ended: Exit) -> Exit:
+        self._exits[handle.replica_id] = handle.ref, ended
+        return ended
+
+    # ---- stopping
+
+    async def _stop(self, handle: Handle, grace_s: float) -> None:
+        found = await self._containers.inspect(handle.ref)
+        if found is not None:
+            if found["State"]["Paused"]:
+                await self._containers.unpause(handle.ref)
+            if found["State"]["Running"]:
+                await self._end(handle, found["Config"].get("StopSignal") or "SIGTERM", grace_s)
+            if found["State"]["Status"] != "created":
+                await self.poll(handle)
+            await self._containers.remove(handle.ref)
+        self._forget(handle)
+
+    async def _end(self, handle: Handle, stop_signal: str, grace_s: float) -> None:
+        if grace_s > 0:
+            await self._containers.signal(handle.ref, stop_signal)
+            if await self._has_ended(handle, grace_s):
+                return
+        await self._containers.signal(handle.ref, "SIGKILL")
+        await self._has_ended(handle, _KILL_WAIT_S)  # if not, removing it says why
+
+    async def _has_ended(self, handle: Handle, within_s: float) -> bool:
+        try:
+            async with asyncio.timeout(within_s):
+                await self.wait(handle)
+        except TimeoutError:
+            return False
+        return True
+
+    def _forget(self, handle: Handle) -> None:
+        self._began.pop(handle.ref, None)
+        self._logs.forget(handle.replica_id, handle.ref)
+
+    # ---- finding again
+
+    async def _owned_one(self, listed: dict[str, Any]) -> Handle | None:
+        """None for one that is gone, or cleared away: one that has ended, found by the launcher."""
+        if listed["State"] not in _RUNNING:
+            handle = _handle_of(listed["Id"], listed["Labels"], None)
+            if handle.replica_id in self._starting:
+                return None
+            if self._is_launcher():
+                await self._remove_leftover(handle.replica_id, handle.ref)
+                return None
+            return replace(handle, fingerprint="")
+        found = await self._containers.inspect(listed["Id"])
+        if found is None:
+            return None
+        return _handle_of(found["Id"], found["Config"]["Labels"], found["State"]["Pid"] or None)
+
+    def _is_launcher(self) -> bool:
+        """Whether this process holds the cluster; only then nobody else is about to start."""
+        holder = self._folder.holder()
+        return holder is not None and holder.pid == os.getpid()
+
+    def _is_ours(self, found: dict[str, Any]) -> bool:
+        labels = found["Config"].get("Labels") or {}
+        return bool(self._marks.items() <= labels.items())
+
+    async def _refuse_foreign(self) -> None:
+        home, cluster = self._marks[HOME], {CLUSTER: self._config.cluster}
+        found = await self._containers.labelled(cluster)
+        foreign = [one for one in found if one["Labels"].get(HOME) != home]
+        if not foreign:
+            return
+        theirs = foreign[0]["Labels"].get(HOME)
+        names = " ".join(one["Names"][0].removeprefix("/") for one in foreign)
+        raise StartError(
+            f"cluster {self._config.cluster} on this Docker Engine is run from the state folder "
+            f"{theirs}, not from {home}: give this one another name (cluster: ...); if that folder "
+            f"is gone, `docker rm -f {names}` ends what is left",
+            recoverable=False,
+        )
+
+
+@contextmanager
+def _translating(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Refused as exc:
+        raise start_error(exc, what) from exc
+    except StateError as exc:
+        raise StartError(str(exc)) from exc
+
+
+def _handle_of(container_id: str, labels: Mapping[str, str], pid: int | None) -> Handle:
+    generation = labels.get(GENERATION, "")
+    return Handle(
+        DockerRuntime.name,
+        labels.get(REPLICA, ""),
+        int(generation) if generation.isdecimal() else 0,
+        container_id,
+        labels.get(URL, ""),
+        labels.get(FINGERPRINT, ""),
+        pid,
+        tuple(filter(None, labels.get(DEVICES, "").split(","))),
+    )
+
+
+def _engine_command(spec: ReplicaSpec, cache_dir: str) -> ContainerCommand:
+    return ENGINES[spec.engine_name].container(spec, cache_dir)
+
+
+def _unkillable(handle: Handle, exc: Refused) -> str:
+    return (
+        f"{handle.replica_id}: {handle.shown} cannot be removed: {exc.text}; if its process is in "
+        "state D it is stuck in a driver: look at dmesg, the machine may need a reboot"
+    )
