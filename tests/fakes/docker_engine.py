@@ -65,6 +65,18 @@ def missing() -> str | None:
     return f"a private Docker Engine needs {', '.join(gone)}" if gone else None
 
 
+def tells_oom() -> bool:
+    """Whether an engine here says of a container killed for memory that it was.
+
+    containerd cannot read any control group once a hierarchy of version 1 is mounted elsewhere
+    only; a systemd within a privileged container is one that does so.
+    """
+    attached = [line.split(":")[1] for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    here = [set(options.split(",")) for _, _, kind, options, *_ in mounts if kind == "cgroup"]
+    return all(any(set(one.split(",")) <= options for options in here) for one in attached if one)
+
+
 class PrivateEngine:
     """Runs from entering to leaving; `stop`, `kill` and `pause` are for tests of just that.
 

@@ -76,13 +76,18 @@ def crash_image(engine, tag: str, exit_code: int, message: str) -> str:
 
 
 def oom_image(engine, tag: str = "localhost:1/gpu-fleet/oom:test", message: str = "loading") -> str:
-    """Takes memory until it is killed: give it a limit."""
-    return _shell_image(engine, tag, "cat /message; x=xxxx; while :; do x=$x$x; done", message)
+    """Takes memory until it is killed: give it a limit.
+
+    Like a server, it dies of a child's death, a moment later. An engine that hears of the end
+    before it hears of the shortage says 137 and nothing of memory.
+    """
+    script = "cat /message; (x=xxxx; while :; do x=$x$x; done); code=$?; sleep 0.2; exit $code"
+    return _shell_image(engine, tag, script, message)
 
 
 def _shell_image(engine, tag: str, script: str, message: str) -> str:
     content = _Content()
-    _add_programs(content, "sh", "cat")
+    _add_programs(content, "sh", "cat", "sleep")
     content.add_text("/message", f"{message}\n", 0o644)
     start = f"ENTRYPOINT {json.dumps(['/bin/sh', '-c', script, 'sh'])}"
     return _imported(engine, tag, content, [start])
