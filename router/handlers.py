@@ -96,7 +96,8 @@ class Handlers:
                 bug = RouterError(f"internal error; call id {record.id}")
                 self._refuse(request, client, record, bug)
             except asyncio.CancelledError:
-                self._gone(record, ClientGone("the client left"))
+                if not record.is_told:
+                    self._gone(record, ClientGone("the client left"))
                 raise
             finally:
                 self._finish(request, record)

@@ -5,6 +5,7 @@ reached the client. What cannot be served is raised as a RouterError: the edge a
 here knows how the call came in (edge) or what an engine's events mean (dialects).
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -124,11 +125,13 @@ class Proxy:
             service.opener.close()
             record.phase = "relay"
             record.report = await self._relay(service, lease, exchange)
-            outcome = Outcome.DONE
-            if record.error:  # the engine's own error event, relayed as it was sent
-                outcome = self._failed(service, lease, record.error)
+            outcome = self._told(service, lease)
         except RouterError as error:
             outcome = self._failed(service, lease, error)
+            raise
+        except asyncio.CancelledError:
+            if record.is_told:  # many clients leave at the last word, not at the end of the body
+                outcome = self._told(service, lease)
             raise
         finally:
             if exchange is not None:
@@ -213,21 +216,32 @@ class Proxy:
         relay = Relay(client)
         try:
             await self._forward(service.call, exchange, relay)
+        except asyncio.CancelledError:
+            record.is_told = self._ended(service, lease, relay, first_token_s)
+            raise
         finally:
             record.events = relay.events
-        ending = lease.replica.dialect.ending(service.call.route, relay.last)
-        if exchange.tail or not ending.is_whole:
+        if exchange.tail or not self._ended(service, lease, relay, first_token_s):
             raise UpstreamBroken("the replica ended its stream before the answer was whole")
         client.end()
+        return record.report
+
+    def _ended(self, service: Service, lease: Lease, relay: Relay, first_token_s: float) -> bool:
+        """Whether the last word is out; if so, what it was is on the record."""
+        record = service.record
+        ending = lease.replica.dialect.ending(service.call.route, relay.last)
+        if not ending.is_whole:
+            return False
         record.error = ending.error
         tokens = ending.generated_tokens or max(0, relay.events - ending.other_events)
         spent_s = self._clock() - lease.granted_s - first_token_s
-        return Report(
+        record.report = Report(
             prompt_tokens=ending.prompt_tokens,
             generated_tokens=tokens,
             first_token_s=first_token_s,
             between_tokens_s=spent_s / (tokens - 1) if tokens > 1 else None,
         )
+        return True
 
     async def _forward(self, call: Call, exchange: Exchange, relay: Relay) -> None:
         """Until the replica has sent everything and the client has taken it."""
@@ -240,6 +254,11 @@ class Proxy:
             exchange.resume()
 
     # ---- after an attempt ----
+
+    def _told(self, service: Service, lease: Lease) -> Outcome:
+        """The client has its answer, or the engine's own error event, relayed as it was sent."""
+        error = service.record.error
+        return self._failed(service, lease, error) if error else Outcome.DONE
 
     def _failed(self, service: Service, lease: Lease, error: RouterError) -> Outcome:
         """One call blames at most one replica for failing; a refused connection is a fact."""

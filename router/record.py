@@ -25,6 +25,8 @@ class Record:
     events: int = 0
     is_committed: bool = False
     """The client has received part of an answer."""
+    is_told: bool = False
+    """A stream's last word is out: who leaves now has got everything."""
     report: Report = field(default_factory=Report)
     error: RouterError | None = None
     told: RouterError | None = None

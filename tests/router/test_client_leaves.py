@@ -153,3 +153,38 @@ async def test_many_clients_leave_at_once(app, wire, until):
     await until(lambda: len(rig.lines()) == 40)
     assert {line["status"] for line in rig.lines()} == {499}
     await rig.at_rest()
+
+
+CHAT = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+
+
+@pytest.mark.parametrize("how", LEAVE)
+async def test_leaving_at_the_last_word_is_no_cancellation(app, wire, until, how):
+    """OpenAI's client closes at [DONE], and does not wait for the end of the body behind it."""
+    rig = await app()
+    last = wire.chunk(wire.delta("a", finish="stop") + wire.DONE)
+    rig.replicas[0].say(wire.stream_head(), last, wire.STALL)
+    client = await rig.client()
+    client.post("/v1/chat/completions", CHAT)
+    await client.head()
+    assert (await client.chunk()).endswith(wire.DONE)
+    getattr(client, how)()
+    line = await rig.line()
+    assert (line["status"], line["error"], line["generated_tokens"]) == (200, None, 1)
+    assert (rig["r0"].served, rig["r0"].failed) == (1, 0)
+    assert rig.metric("cancellations_total", phase="relay") == 0
+
+
+async def test_leaving_at_an_error_does_not_excuse_the_engine(app, wire, until):
+    """A client raises what an error event says, and is gone before the stream's end."""
+    rig = await app()
+    error = wire.error_event("Request failed during generation: CUDA", "generation")
+    rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.token(1) + error), wire.STALL)
+    client = await rig.client()
+    client.post("/generate_stream", GENERATE)
+    await client.head()
+    assert (await client.chunk()).endswith(error)
+    client.leave()
+    line = await rig.line()
+    assert (line["status"], "CUDA" in line["error"]) == (200, True)
+    assert (rig["r0"].served, rig["r0"].failed) == (0, 1)
