@@ -153,7 +153,7 @@ def _why_share(case: Case) -> str:
 
 def _why_weights(case: Case) -> str:
     parameters = case.shape.parameters
-    if case.is_stored:
+    if case.stored_bytes is not None:
         words = "as they are on disk"
     elif case.scheme is None:
         words = f"{parameters.total / 1e9:.2f} G parameters in {case.dtype}"

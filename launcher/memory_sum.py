@@ -88,9 +88,8 @@ class Case:
     def weights_bytes(self) -> int:
         """Per card. Linear weights, embedding and head are split, the small rest is on each."""
         shape, parameters = self.shape, self.shape.parameters
-        if self.is_stored:
-            assert shape.stored_bytes is not None
-            return -(-shape.stored_bytes // self.gpus)
+        if self.stored_bytes is not None:
+            return -(-self.stored_bytes // self.gpus)
         wide = linear = float(dtype_bytes(self.dtype))
         if self.scheme is not None:
             wide, linear = WIDE_BYTES, linear_bytes_of(self.scheme, shape.quantization)
@@ -98,9 +97,9 @@ class Case:
         return int(split / self.gpus + (parameters.biases + parameters.other) * wide)
 
     @property
-    def is_stored(self) -> bool:
-        """Whether the weights are loaded as they are on disk, quantised already."""
-        return self.shape.quantization is not None and self.shape.stored_bytes is not None
+    def stored_bytes(self) -> int | None:
+        """Of weights that are loaded as they are on disk, quantised already; None for others."""
+        return None if self.shape.quantization is None else self.shape.stored_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:

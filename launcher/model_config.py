@@ -114,6 +114,9 @@ def _kv_heads(config: Config, family: str, heads: int) -> int:
 
 
 def _head_dim(config: Config, hidden: int, heads: int) -> int:
+    """Of compressed keys (DeepSeek's) what they unfold to: engines cache that, or less."""
+    if config.get("qk_rope_head_dim") is not None:
+        return sum(_whole(config, (f"qk_{part}_head_dim",)) for part in ("nope", "rope"))
     if config.get("head_dim") is None and hidden % heads:
         raise ModelError(
             f"num_attention_heads: found {heads}, expected a divisor of hidden_size ({hidden})"

@@ -65,7 +65,8 @@ def cached_snapshot(cache_folder: Path, model_id: str, revision: str | None = No
     """
     home = cache_folder.expanduser() / ("models--" + model_id.strip("/").replace("/", "--"))
     wanted = revision or "main"
-    if ".." in PurePath(wanted).parts or not home.is_dir():
+    path = PurePath(wanted)
+    if ".." in path.parts or path.is_absolute() or not home.is_dir():
         return None
     ref = home / "refs" / wanted
     commit = ref.read_text(errors="replace").strip() if ref.is_file() else wanted

@@ -578,7 +578,7 @@ def test_without_a_main_branch_the_newest_snapshot_counts(tmp_path):
     assert cached_snapshot(tmp_path, "org/a") == new
 
 
-@pytest.mark.parametrize("revision", ["../../x", "refs/../..", "..", "/"])
+@pytest.mark.parametrize("revision", ["../../x", "refs/../..", "..", "/", "/etc/passwd"])
 def test_a_revision_cannot_leave_the_cache(tmp_path, revision):
     snapshot(tmp_path / "cache", "org/a", "aaa")
     assert cached_snapshot(tmp_path / "cache", "org/a", revision) is None

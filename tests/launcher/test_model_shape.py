@@ -174,6 +174,7 @@ def test_what_a_config_leaves_out_follows_from_the_rest():
         ({"num_kv_heads": 2}, "kv_heads", 2),
         ({"multi_query": True}, "kv_heads", 1),
         ({"head_dim": 32}, "head_dim", 32),
+        ({"qk_nope_head_dim": 128, "qk_rope_head_dim": 64}, "head_dim", 192),
         ({"n_inner": 99}, "intermediate", 99),
         ({"n_inner": None}, "intermediate", 256),
         ({"ffn_dim": 99}, "intermediate", 99),
