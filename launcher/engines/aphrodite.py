@@ -19,7 +19,7 @@ APHRODITE = Program(
     first=(0, 6, 0),
     example="0.6.5",
     port=2242,
-    cache="/root/.cache/aphrodite",
+    cache_variable="APHRODITE_CACHE_ROOT",
     api_key="APHRODITE_API_KEY",
     flags={**FLAGS, "launch-kobold-api": Flag("switch", until=(0, 10, 0))},
     reserved_env={"APHRODITE_PORT": "runtime.first_port"},

@@ -4,6 +4,7 @@ A table per engine is checked before anything is started: a misspelled flag woul
 found minutes later, in the log of a replica that ended. Pure; used by the engines.
 """
 
+import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -16,8 +17,11 @@ from router.config.words import describe, did_you_mean
 
 NOT_AT_ALL = "nothing here"
 """How the place where an operator sets a flag instead begins, when there is none."""
+
 Arg = str | int | float | bool | None
 Kind = Literal["switch", "toggle", "on-off", "whole", "number", "json", "text"]
+
+_MANY = 50  # more than so many flags are not told one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def check_args(
             yield Mismatch((name,), _found_reserved(reserved[name]), reserved[name])
         elif flag is None:
             known = [flag for flag in flags if flags[flag].is_in(version)]
-            yield Mismatch((name,), "a flag this engine does not have", did_you_mean(name, known))
+            yield Mismatch((name,), "a flag this engine does not have", _of_those(name, known))
         elif not flag.is_in(version):
             yield Mismatch((name,), f"a flag that {_instead(flag, version)}", "another one")
         elif (expected := _expected(flag, value)) is not None:
@@ -66,6 +70,14 @@ def to_argv(args: Mapping[str, Arg]) -> list[str]:
         elif value is not False and value is not None:
             words += [f"--{name}", str(value)]
     return words
+
+
+def _of_those(name: str, known: list[str]) -> str:
+    """All that could be meant, or where they are too many the ones that look alike."""
+    if len(known) <= _MANY:
+        return did_you_mean(name, known)
+    alike = difflib.get_close_matches(name.replace("_", "-"), known, n=3, cutoff=0.6)
+    return f"one of {len(known)} others" + (f" (did you mean {', '.join(alike)}?)" if alike else "")
 
 
 def _found_reserved(instead: str) -> str:

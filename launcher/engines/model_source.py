@@ -11,8 +11,8 @@ from pathlib import PurePosixPath
 from launcher.engines.base import Mount
 
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")  # old and new versions read different ones
-# Its launcher's cache belongs to people, its root has lost all capabilities: this one lets it write
-# there, and read a model that only its owner may read.
+# Containers run as root without capabilities, and a person owns the folders: with this one they can
+# write to the cache, and read a model that only its owner may read.
 READS_AND_WRITES_FOLDERS = "DAC_OVERRIDE"
 
 _PATH = re.compile(r"[/~]")
@@ -35,8 +35,8 @@ def is_inside(path: str, volumes: Iterable[Mount]) -> bool:
 
 def hub_tokens(environ: Mapping[str, str], own_env: Mapping[str, str]) -> dict[str, str]:
     """The hub's access token under both its names, from the config or else the environment."""
-    known = {**environ, **own_env}
-    token = next((known[name] for name in TOKEN_VARIABLES if known.get(name)), None)
+    places = (env.get(name) for env in (own_env, environ) for name in TOKEN_VARIABLES)
+    token = next(filter(None, places), None)
     return dict.fromkeys(TOKEN_VARIABLES, token) if token is not None else {}
 
 

@@ -60,8 +60,8 @@ OWN_QUANTIZE = (
 )
 
 _MODEL = "/model"
-_HUB_CACHE = "/root/.cache/huggingface"
-_BY_INDEX = "launcher.engines.by_index"
+_CACHE = "/root/.cache/huggingface"
+_BY_INDEX = "launcher.by_index"
 _QUIET = {"DO_NOT_TRACK": "1"}  # else they report home
 _LOGS_PROMPTS_UNTIL: Version = (0, 10, 0)
 
@@ -77,7 +77,7 @@ class Program:
     first: Version  # older ones are started in other ways
     example: str
     port: int
-    cache: str  # what it compiles, in the container
+    cache_variable: str  # where it keeps what it compiles
     api_key: str  # variable with the key it asks for
     flags: Mapping[str, Flag]
     reserved_env: Mapping[str, str] = field(default_factory=dict)
@@ -126,14 +126,12 @@ class FamilyEngine:
         program = self._program
         tag = f"v{spec.engine_version.removeprefix('v')}" if spec.engine_version else None
         model_id, model = _source(spec)
-        caches = [
-            Mount(cache_dir, _HUB_CACHE),
-            Mount(f"{cache_dir}/{self.name}-compile/{spec.id}", program.cache),
-        ]
+        mounts = [*([model] if model else []), Mount(cache_dir, _CACHE)]
         env = {
             **order_env(spec.devices),
             **_QUIET,
-            "HF_HUB_CACHE": _HUB_CACHE,  # the same layout as other engines', so that they share it
+            "HF_HUB_CACHE": _CACHE,  # the same layout as other engines', so that they share it
+            program.cache_variable: f"{_CACHE}/{self.name}-compile/{spec.id}",
             **hub_tokens(self._environ, spec.env),
             **spec.env,
         }
@@ -142,7 +140,7 @@ class FamilyEngine:
             argv=tuple(self._argv(spec, {"model": model_id, **_model_flags(spec)})),
             env=env,
             port=program.port,
-            mounts=joined([*([model] if model else []), *caches], spec.volumes),
+            mounts=joined(mounts, spec.volumes),
             shm_bytes=spec.shm_bytes or SHM_BYTES,
             ready_path="/health",
             ready_timeout_s=spec.start_timeout_s,

@@ -5,9 +5,9 @@ Both write the same phrases, as one is a fork of the other. Pure; used by both e
 
 import re
 
+from launcher.by_index import LOST, REFUSED
 from launcher.engines import faults
 from launcher.engines.base import Fault
-from launcher.engines.by_index import LOST, REFUSED
 
 # Tried in this order: the first phrase found in a line decides.
 _PHASES: tuple[tuple[str, str], ...] = (

@@ -1,4 +1,4 @@
-"""`python -m launcher.engines.by_index PROGRAM ...`: becomes the program, its GPUs as numbers.
+"""`python -m launcher.by_index PROGRAM ...`: becomes the program, its GPUs as numbers.
 
 vLLM and Aphrodite read CUDA_VISIBLE_DEVICES as numbers and fail on a UUID, but only a UUID names
 the same GPU tomorrow. So the UUIDs are looked up when the engine starts, by `nvidia-smi`, which

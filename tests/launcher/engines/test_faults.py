@@ -1,0 +1,161 @@
+"""What is read from the last words of an engine, and what is not."""
+
+import json
+
+import pytest
+
+from launcher.engines import ENGINES
+from launcher.engines.base import Fault
+
+TGI = ["simulator", "tgi"]
+VLLM = ["vllm", "aphrodite"]
+PYTHON = [*TGI, *VLLM]
+CUDA = ["tgi", "vllm", "aphrodite", "llamacpp"]
+
+LINES = [
+    # arguments
+    (TGI, "error: unexpected argument '--max-input-lenght' found", Fault.BAD_FLAG),
+    (TGI, "error: invalid value 'int8' for '--quantize <QUANTIZE>'", Fault.BAD_FLAG),
+    (TGI, "error: the argument '--port <PORT>' cannot be used multiple times", Fault.BAD_FLAG),
+    (TGI, "error: a value is required for '--port <PORT>' but none was supplied", Fault.BAD_FLAG),
+    (
+        TGI,
+        'Error: ArgumentValidation("`max_input_tokens` must be < `max_total_tokens`")',
+        Fault.BAD_FLAG,
+    ),
+    (PYTHON, "api_server.py: error: unrecognized arguments: --max-seqs 3", Fault.BAD_FLAG),
+    (PYTHON, "vllm serve: error: argument --dtype: invalid choice: 'x'", Fault.BAD_FLAG),
+    (["llamacpp"], "error: invalid argument: --mlock", Fault.BAD_FLAG),
+    (["llamacpp"], 'error while handling argument "--parallel": stoi', Fault.BAD_FLAG),
+    # GPU memory
+    (
+        CUDA,
+        "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.96 GiB.",
+        Fault.GPU_MEMORY,
+    ),
+    (TGI, "Not enough memory to handle 4096 prefill tokens.", Fault.GPU_MEMORY),
+    (TGI, "Not enough memory to handle `max_total_tokens=32768`", Fault.GPU_MEMORY),
+    (
+        VLLM,
+        "ValueError: No available memory for the cache blocks. Try increasing "
+        "`gpu_memory_utilization` when initializing the engine.",
+        Fault.GPU_MEMORY,
+    ),
+    (
+        VLLM,
+        "ValueError: Free memory on device (10.0/80.0 GiB) on startup is less than desired GPU "
+        "memory utilization (0.9, 72.0 GiB).",
+        Fault.GPU_MEMORY,
+    ),
+    (
+        ["llamacpp"],
+        "ggml_backend_cuda_buffer_type_alloc_buffer: allocating 3584.00 MiB on device 0: "
+        "cudaMalloc failed: out of memory",
+        Fault.GPU_MEMORY,
+    ),
+    (
+        ["llamacpp"],
+        "E llama_model_load: error loading model: unable to allocate CUDA0 buffer",
+        Fault.GPU_MEMORY,
+    ),
+    # the GPU itself
+    (CUDA, "Failed to initialize NVML: Unknown Error", Fault.GPU_LOST),
+    (CUDA, "RuntimeError: No CUDA GPUs are available", Fault.GPU_LOST),
+    (CUDA, "CUDA error: no CUDA-capable device is detected", Fault.GPU_LOST),
+    (
+        CUDA,
+        "RuntimeError: CUDA error: CUDA-capable device(s) is/are busy or unavailable",
+        Fault.GPU_LOST,
+    ),
+    (CUDA, "RuntimeError: CUDA error: uncorrectable ECC error encountered", Fault.GPU_LOST),
+    (CUDA, "CUDA error: an illegal memory access was encountered", Fault.GPU_LOST),
+    (CUDA, "CUDA error: device-side assert triggered", Fault.GPU_LOST),
+    (CUDA, "CUDA error: unspecified launch failure", Fault.GPU_LOST),
+    (CUDA, "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.", Fault.GPU_LOST),
+    # the host
+    (TGI, "Shard process was signaled to shutdown with signal 9 rank=0", Fault.HOST_MEMORY),
+    (CUDA, "terminate called after throwing an instance of 'std::bad_alloc'", Fault.HOST_MEMORY),
+    (CUDA, "OSError: [Errno 12] Cannot allocate memory", Fault.HOST_MEMORY),
+    # the model
+    (
+        PYTHON,
+        "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: R)",
+        Fault.BAD_MODEL,
+    ),
+    (PYTHON, "huggingface_hub.errors.GatedRepoError: 403 Client Error.", Fault.BAD_MODEL),
+    (
+        PYTHON,
+        "OSError: org/m is not a local folder and is not a valid model identifier listed on "
+        "'https://huggingface.co/models'",
+        Fault.BAD_MODEL,
+    ),
+    (TGI, "ValueError: Unsupported model type frobnicate", Fault.BAD_MODEL),
+    (
+        VLLM,
+        "ValueError: Model architectures ['FooForCausalLM'] are not supported for now.",
+        Fault.BAD_MODEL,
+    ),
+    (
+        ["llamacpp"],
+        "E gguf_init_from_file: failed to open GGUF file '/models/x.gguf' (No such file)",
+        Fault.BAD_MODEL,
+    ),
+    (["llamacpp"], "E gguf_init_from_reader: failed to read magic", Fault.BAD_MODEL),
+    (
+        ["llamacpp"],
+        "error loading model architecture: unknown model architecture: 'x'",
+        Fault.BAD_MODEL,
+    ),
+    # nothing for good
+    (PYTHON, "ConnectionError: HTTPSConnectionPool(host='huggingface.co'): Max retries", None),
+    (PYTHON, "requests.exceptions.HTTPError: 503 Server Error: Service Unavailable", None),
+    (PYTHON, "404 Client Error: Not Found for url: .../resolve/main/adapter_config.json", None),
+    (TGI, "Download encountered an error:", None),
+    (TGI, "Error: DownloadError", None),
+    (TGI, "No safetensors weights found for model org/m at revision None. Converting", None),
+    (VLLM, "INFO 04-06 16:17:38 [__init__.py:239] Automatically detected platform cuda.", None),
+    (["llamacpp"], "0.00.537.508 I srv  llama_server: model loaded", None),
+]
+CASES = [(engine, line, fault) for engines, line, fault in LINES for engine in engines]
+
+
+@pytest.mark.parametrize(("engine", "line", "fault"), CASES)
+def test_faults_are_told_by_their_own_words(engine, line, fault):
+    assert ENGINES[engine].fault_of(line) is fault
+
+
+QUOTING = [
+    "2024-03-22T10:00:00Z  INFO generate{{parameters=GenerateParameters {{ best_of: None, stop: "
+    '["{0}"] }}}}: text_generation_router::server: router/src/server.rs:343: Success',
+    "INFO 04-06 16:17:38 [logger.py:39] Received request cmpl-1: prompt: '{0}', params: x",
+    "pydantic_core.ValidationError: 1 validation error [type=int, input_value='{0}']",
+]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("form", QUOTING)
+@pytest.mark.parametrize(
+    "words", sorted({line for _, line, fault in LINES if fault is not None}, key=str)
+)
+def test_what_a_client_wrote_is_never_taken_for_the_engine_s_words(engine, form, words):
+    assert ENGINES[engine].fault_of(form.format(words)) is None
+
+
+def test_the_parameters_of_a_call_are_not_believed_in_json_either():
+    span = {"parameters": 'GenerateParameters { stop: ["CUDA out of memory"] }', "name": "generate"}
+    line = json.dumps({"level": "INFO", "message": "Success", "span": span})
+    assert ENGINES["tgi"].fault_of(line) is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "recoverable"),
+    [
+        (Fault.BAD_FLAG, False),
+        (Fault.BAD_MODEL, False),
+        (Fault.GPU_MEMORY, True),
+        (Fault.GPU_LOST, True),
+        (Fault.HOST_MEMORY, True),
+    ],
+)
+def test_only_what_stays_wrong_is_given_up(fault, recoverable):
+    assert fault.recoverable is recoverable
