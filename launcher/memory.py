@@ -160,7 +160,7 @@ def _why_weights(case: Case) -> str:
     else:
         linear_bytes = linear_bytes_of(case.scheme, case.shape.quantization)
         words = f"{parameters.linear / 1e9:.2f} G linear parameters in {case.scheme.name}"
-        words += f" ({linear_bytes:.3g} bytes each), {parameters.wide / 1e9:.2f} G at 16 bits"
+        words += f" ({linear_bytes:.3g} B each), {parameters.wide / 1e9:.2f} G at 16 bits"
     return f"{words}, over {case.gpus} GPUs" if case.gpus > 1 else words
 
 

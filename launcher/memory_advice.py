@@ -67,10 +67,10 @@ def _too_large(case: Case, capability: Capability | None) -> str:
 
 def _too_long(case: Case, capability: Capability | None) -> str:
     asked = "max_total_tokens" if case.max_total_tokens is not None else "the model's whole context"
-    return (
-        f"the KV cache holds {case.kv_tokens} tokens, {asked} is {case.needed_tokens}: set "
-        f"max_total_tokens to {case.kv_tokens} or less; {_remedy(case, capability)}"
-    )
+    text = f"the KV cache holds {case.kv_tokens} tokens, {asked} is {case.needed_tokens}"
+    if case.kv_tokens >= _FEW_TOKENS:
+        text += f": set max_total_tokens to {case.kv_tokens} or less"
+    return f"{text}; {_remedy(case, capability)}"
 
 
 def _remedy(case: Case, capability: Capability | None) -> str:

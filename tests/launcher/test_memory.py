@@ -156,6 +156,11 @@ def test_less_than_one_longest_call_does_not_fit():
     assert warned(found, "all would fit with quantize: eetq")
 
 
+def test_a_cache_of_next_to_nothing_is_no_advice():
+    found = fitted(BLOOM, gib=8, max_total_tokens=4096)
+    assert warned(found, "the KV cache holds 25 tokens, max_total_tokens is 4096; all would fit")
+
+
 def test_a_longest_call_that_only_just_fits_is_tight():
     found = fitted(VICUNA, max_total_tokens=10_000)
     assert found.fits
