@@ -236,14 +236,16 @@ def test_nothing_stays_when_the_test_run_is_killed(docker_engines, shared_engine
         "how = {'entrypoint': 'cat', 'stdin_open': True, 'detach': True}\n"
         "how['ports'] = {'80/tcp': ('127.0.0.1', None)}\n"
         "engine.client().containers.run(tag, **how)\n"
-        "print(engine.root, flush=True); sys.stdin.read()"
+        "network = engine.client().networks.create('own')\n"
+        "print(engine.root, network.id, flush=True); sys.stdin.read()"
     )
     run = [sys.executable, "-c", script, str(FAKES)]
     with subprocess.Popen(run, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        root = Path(process.stdout.readline().strip())
-        bridge = Path("/sys/class/net") / root.name
-        assert bridge.exists()
+        place, network = process.stdout.readline().split()
+        root, links = Path(place), Path("/sys/class/net")
+        bridges = [links / root.name, links / f"br-{network[:12]}"]
+        assert all(bridge.exists() for bridge in bridges)
         process.send_signal(signal.SIGKILL)
     until(lambda: None if root.exists() else True, "end of the engine's folder")
-    assert not bridge.exists()
+    assert not any(bridge.exists() for bridge in bridges)
     assert str(root) not in Path("/proc/self/mountinfo").read_text()

@@ -6,6 +6,7 @@ and deletes, so it makes no difference in which state the engine was. Imports no
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,9 +28,7 @@ def main(root: Path) -> int:
         Path(address.read_text().strip().removeprefix("unix://")).unlink(missing_ok=True)
     until_none_left(lambda: mounts(root), unmount)
     until_none_left(lambda: cgroups(root.name), Path.rmdir)
-    if Path("/sys/class/net", root.name).exists():
-        program = shutil.which("ip", path=f"{os.environ.get('PATH')}:/usr/sbin:/sbin") or "ip"
-        subprocess.run([program, "link", "delete", root.name], check=True)
+    until_none_left(lambda: bridges(root), delete_link)
     shutil.rmtree(root)
     return 0
 
@@ -88,12 +87,25 @@ def mounts(root: Path) -> list[str]:
     return [point for point in reversed(points) if point.startswith(f"{root}/")]
 
 
+def bridges(root: Path) -> list[str]:
+    """That of the engine, and those of networks that it made; its database keeps names as text."""
+    database = root / "data/network/files/local-kv.db"
+    networks = re.findall(rb"br-[0-9a-f]{12}", database.read_bytes()) if database.exists() else []
+    names = {root.name, *(name.decode() for name in networks)}
+    return [name for name in sorted(names) if Path("/sys/class/net", name).exists()]
+
+
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
 def unmount(point: str) -> None:
     subprocess.run(["umount", "--lazy", point], capture_output=True)
+
+
+def delete_link(name: str) -> None:
+    program = shutil.which("ip", path=f"{os.environ.get('PATH')}:/usr/sbin:/sbin") or "ip"
+    subprocess.run([program, "link", "delete", name], capture_output=True)
 
 
 if __name__ == "__main__":
