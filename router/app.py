@@ -110,6 +110,7 @@ class App:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)  # as often as anybody likes
         loop.add_signal_handler(signal.SIGINT, self.stop)
+        loop.add_signal_handler(signal.SIGUSR1, self.retire)
         await self._stopping.wait()
         await self.drain()
         await self.close()

@@ -24,6 +24,8 @@ class EngineInfo:
     max_total_tokens: int | None = None
     max_sequences: int = 1024
     """Generations one call may start; more are refused by the engine at once."""
+    preempts: bool = False
+    """Makes room by itself when what runs outgrows its cache; else such calls would fail."""
     told: Mapping[str, Any] = field(default_factory=dict)
     """For /info, in TGI's words: everything as it was sent, or what there is."""
 

@@ -2,8 +2,9 @@
 
 Which of them it is shows in what they answer, release by release: llama-server tells its slots on
 /props, the others how many tokens their cache holds on /metrics. The first takes a slot per
-sequence. The others take pages as a sequence grows, so a call holds what it brings and what it is
-likely to produce, not what it might; how many run at a time (`--max-num-seqs`) they do not say.
+sequence; slots may share one cache, and when that is full every running call fails, so a call holds
+all that it might produce. The others take pages as a sequence grows and preempt, so there it holds
+what it is likely to; how many run at a time (`--max-num-seqs`) they do not say.
 
 None of them sends a stream without a last word ([DONE], or its route's own), so one that ends
 without it is broken. What is wrong with a call is a status of its own, as it is checked before the
@@ -44,6 +45,11 @@ LARGEST_BATCH = 1024
 """vLLM's largest default of --max-num-seqs. No permits are told: the engine's queue has no end."""
 USUAL_BATCH = 256
 """vLLM's usual default, for an engine that shows no gauges (--disable-log-stats)."""
+SHARING_SLOTS = 4
+"""So many slots llama-server has when --parallel is not given; then all share the context that
+/props tells of each. Where that is not so, `max_tokens` of the replica says it."""
+OPEN_MARGIN = 4
+"""Times the usual length: what an answer of unsaid length might need."""
 IMAGE_TOKENS = 1500
 """What an image is counted as: never the length of its base64."""
 MAX_NEW_TOKENS = 65_536
@@ -89,13 +95,15 @@ class OpenAiDialect:
         slot = an_object(props.get("default_generation_settings"))  # n_ctx is one slot's part
         longest = next(filter(None, (count(model, "max_model_len") for model in models)), None)
         longest = longest or count(slot, "n_ctx")
-        capacity = _slots(slots) if slots else _pages(pages.get("/metrics", b""))
+        metrics = pages.get("/metrics", b"")
+        capacity = _slots(slots, longest) if slots else _pages(metrics)
         return EngineInfo(
             capacity=capacity,
             model_id=names[0] if names else None,
             aliases=tuple(name for name in dict.fromkeys(names) if name != names[0]),
             max_total_tokens=longest,
             max_sequences=slots or LARGEST_BATCH,
+            preempts=slots is None,
             told=_told(names, longest, slots, capacity.tokens),
         )
 
@@ -114,15 +122,15 @@ class OpenAiDialect:
         each = max(1, input_tokens // prompts)
         if longest is not None and each > longest:  # refused at once: it holds no room
             each, input_tokens = longest, longest * prompts
-        expected = _expected(ask, estimates)
-        if longest is not None:
-            expected = max(1, min(expected, longest - each))
+        rest = MAX_NEW_TOKENS if longest is None else max(1, longest - each)
+        expected = min(_expected(ask, estimates), rest)
+        held = expected if info.preempts else min(_longest_answer(ask, estimates), rest)
         # Answers to one prompt share its pages.
         sequences = min(prompts * ask.choices, info.max_sequences)
         return Cost(
             requests=sequences,
             input_tokens=input_tokens,
-            reserve_tokens=input_tokens + sequences * expected,
+            reserve_tokens=input_tokens + sequences * held,
             expected_tokens=sequences * expected,
         )
 
@@ -196,9 +204,9 @@ def _names(model: dict[str, Any]) -> list[str]:
     return [name for name in given if isinstance(name, str)]
 
 
-def _slots(slots: int) -> Capacity:
-    """llama-server: a sequence takes a slot, whatever its length."""
-    return Capacity(requests=slots, batch=slots)
+def _slots(slots: int, context: int | None) -> Capacity:
+    """llama-server: a sequence takes a slot, whatever its length, and a part of what is shared."""
+    return Capacity(requests=slots, batch=slots, tokens=context if slots == SHARING_SLOTS else None)
 
 
 def _pages(metrics: bytes) -> Capacity:
@@ -232,6 +240,12 @@ def _expected(ask: Ask, estimates: Estimates) -> int:
     if not isinstance(ask.new_tokens, int):
         return max(1, round(estimates.open_tokens))
     return max(1, round(min(ask.new_tokens, MAX_NEW_TOKENS) * estimates.output_share))
+
+
+def _longest_answer(ask: Ask, estimates: Estimates) -> int:
+    if not isinstance(ask.new_tokens, int):
+        return max(1, round(OPEN_MARGIN * estimates.open_tokens))
+    return max(1, min(ask.new_tokens, MAX_NEW_TOKENS))
 
 
 # ---- errors ----

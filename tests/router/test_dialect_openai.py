@@ -52,7 +52,7 @@ LLAMA_MODELS = {
 }
 LLAMA_PROPS = {
     "default_generation_settings": {"n_ctx": 2048, "params": {"n_predict": -1}},
-    "total_slots": 4,
+    "total_slots": 2,
     "model_path": "/models/tiny.gguf",
     "build_info": "b6000-abc",
 }
@@ -86,7 +86,7 @@ def estimates():
 
 
 def cost(info=None, **ask):
-    return OPENAI.cost(Ask(**ask), info or EngineInfo(), estimates())
+    return OPENAI.cost(Ask(**ask), info or EngineInfo(preempts=True), estimates())
 
 
 # ---- what it tells of itself ----
@@ -132,17 +132,24 @@ def test_vllm_without_gauges_is_taken_as_it_is_usually_started():
 
 def test_llama_server_tells_its_slots_and_what_one_holds():
     info = told(LLAMA_MODELS, LLAMA_PROPS, b"llamacpp:requests_deferred 0\n")
-    assert info.capacity == Capacity(requests=4, batch=4)
+    assert info.capacity == Capacity(requests=2, batch=2)
     assert info.capacity.is_told
-    assert (info.max_total_tokens, info.max_sequences) == (2048, 4)
+    assert (info.max_total_tokens, info.max_sequences) == (2048, 2)
     assert (info.model_id, info.aliases) == ("tiny", ("small",))
+
+
+def test_slots_of_a_server_started_without_their_number_share_one_context():
+    """Its default since 2026: 4 slots, each told to hold what only all of them hold together."""
+    info = told(LLAMA_MODELS, {**LLAMA_PROPS, "total_slots": 4})
+    assert info.capacity == Capacity(requests=4, batch=4, tokens=2048)
+    assert info.capacity.is_told
 
 
 def test_what_is_told_is_shown_in_tgis_words():
     assert told(LLAMA_MODELS, LLAMA_PROPS).told == {
         "model_id": "tiny",
         "max_total_tokens": 2048,
-        "max_concurrent_requests": 4,
+        "max_concurrent_requests": 2,
     }
     assert told(VLLM_MODELS, metrics=vllm_metrics()).told == {
         "model_id": "Qwen/Qwen2.5-7B-Instruct",
@@ -196,6 +203,15 @@ def test_a_call_that_says_no_length_is_likely_to_get_the_usual_one(new_tokens):
     assert (found.reserve_tokens, found.expected_tokens) == (300, 200)
 
 
+def test_where_nothing_is_preempted_a_call_holds_all_that_it_might_produce():
+    """llama-server fails every running call when its cache is full (build 0c1e570)."""
+    info = told(LLAMA_MODELS, LLAMA_PROPS)
+    found = cost(info, input_chars=100, new_tokens=60)
+    assert (found.reserve_tokens, found.expected_tokens) == (160, 30)
+    found = cost(info, input_chars=100, new_tokens="absent")
+    assert (found.reserve_tokens, found.expected_tokens) == (900, 200)
+
+
 def test_answers_to_one_prompt_share_its_pages_and_prompts_do_not():
     found = cost(input_chars=100, new_tokens=60, choices=3)
     assert (found.requests, found.input_tokens, found.reserve_tokens) == (3, 100, 190)
@@ -209,7 +225,7 @@ def test_several_answers_to_several_prompts_take_a_place_each():
 
 def test_more_sequences_than_slots_take_all_slots():
     info = told(LLAMA_MODELS, LLAMA_PROPS)
-    assert cost(info, input_chars=8, sequences=9, new_tokens=2).requests == 4
+    assert cost(info, input_chars=8, sequences=9, new_tokens=2).requests == 2
 
 
 def test_what_is_longer_than_the_context_holds_no_more_than_it():

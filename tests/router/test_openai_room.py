@@ -39,6 +39,20 @@ async def test_several_answers_take_several_slots(openai_app, until, shapes):
     assert await statuses(clients) == [200, 200]
 
 
+async def test_slots_that_share_a_context_are_not_all_filled_with_long_calls(
+    openai_app, until, shapes
+):
+    one = await openai_app(1, "llama", slots=4, length=1000)
+    gate = asyncio.Event()
+    one.replicas[0].otherwise = [gate, shapes.as_json(shapes.answer())]
+    body = {**shapes.CHAT, "max_tokens": 400}
+    clients = await asked(one, shapes.PATH, body, 4)
+    await until(lambda: len(one.dispatcher.queue) == 2)
+    assert one["r0"].load.requests == 2
+    gate.set()
+    assert await statuses(clients) == [200] * 4
+
+
 async def test_vllm_gets_no_more_tokens_than_its_cache_has_blocks_for(openai_app, until, shapes):
     one = await openai_app(1, blocks=20)  # 320 tokens
     assert one["r0"].room.capacity.tokens == 320
