@@ -105,20 +105,22 @@ class ClusterConfig(StrictModel):
             if not self.uses_gpus(model):
                 continue
             shares = leaves_room(model, self.engine_of(model))
-            for position, group in enumerate(model.wanted_devices.groups):
+            request = model.wanted_devices
+            for position, group in enumerate(request.groups):
                 for device in group:
                     owner, owner_shares = owners.setdefault(device, (index, shares))
                     if owner != index and not (shares and owner_shares):
                         found = f"{quoted(device)}, which models[{owner}] has"
                         expected = "each device once, or max_memory for both models"
-                        yield Mismatch(("models", index, "devices", position), found, expected)
+                        place = ("models", index, *request.place(position))
+                        yield Mismatch(place, found, expected)
 
     def _all_devices(self) -> Iterator[Mismatch]:
         users = [index for index, model in enumerate(self.models) if self.uses_gpus(model)]
         for index in users:
             if self.models[index].wanted_devices.kind == "all" and len(users) > 1:
                 other = next(user for user in users if user != index)
-                expected = f"fewer, as models[{other}] needs GPUs, too"
+                expected = f"a number of GPUs or named ones, as models[{other}] needs some, too"
                 yield Mismatch(("models", index, "devices"), "all", expected)
 
 

@@ -97,7 +97,8 @@ class ModelConfig(ShorthandModel):
 
     def _device_mismatches(self, request: DeviceRequest) -> Iterator[Mismatch]:
         if request.kind == "all" and self.replicas is not None:
-            yield Mismatch(("replicas",), str(self.replicas), "nothing here: all decides it")
+            expected = "no replicas beside devices: all, which makes one on every GPU"
+            yield Mismatch(("replicas",), str(self.replicas), expected)
         if request.kind == "count" and request.count % self.shards:
             expected = f"a multiple of gpus_per_replica ({self.shards})"
             yield Mismatch(("devices",), count(request.count, "GPU"), expected)
@@ -105,22 +106,20 @@ class ModelConfig(ShorthandModel):
         if made is not None and self.replicas is not None and made != self.replicas:
             found = f"devices for {count(made, 'replica')}"
             yield Mismatch(("devices",), found, f"{self.replicas}, as many as replicas")
-        if self.gpus_per_replica and any(len(g) != self.gpus_per_replica for g in request.groups):
-            expected = f"{self.gpus_per_replica} for each replica, as gpus_per_replica says"
-            yield Mismatch(("devices",), f"{_sizes(request)} devices", expected)
+        for position, group in enumerate(request.groups):
+            if self.gpus_per_replica not in (None, len(group)):
+                expected = f"{self.gpus_per_replica}, as gpus_per_replica says"
+                yield Mismatch(request.place(position), count(len(group), "device"), expected)
         if self.gpus_per_replica and request.kind == "cpu":
-            yield Mismatch(("gpus_per_replica",), str(self.gpus_per_replica), "nothing beside cpu")
+            expected = "no gpus_per_replica beside devices: cpu"
+            yield Mismatch(("gpus_per_replica",), str(self.gpus_per_replica), expected)
         seen: set[str] = set()
         for position, group in enumerate(request.groups):
             for device in group:
                 if device in seen:
                     found = f"{quoted(device)} a second time"
-                    yield Mismatch(("devices", position), found, "each device once")
+                    yield Mismatch(request.place(position), found, "each device once")
                 seen.add(device)
-
-
-def _sizes(request: DeviceRequest) -> str:
-    return ", ".join(map(str, dict.fromkeys(len(group) for group in request.groups)))
 
 
 def leaves_room(model: ModelConfig, engine: EngineConfig) -> bool:

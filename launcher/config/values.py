@@ -11,7 +11,9 @@ from launcher.device_request import DeviceRequest, parse_devices
 from launcher.engines.base import Mount
 from launcher.max_memory import parse_max_memory
 from launcher.sizes import parse_size_bytes
+from router.config.mismatch import Mismatch, Mismatches
 
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,3}")
 _HOST_PATH = re.compile(r"(/|~/|~$)")
 
 
@@ -32,9 +34,21 @@ def _size(value: Any) -> Any:
 
 
 def _max_memory(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return parse_max_memory(value)
-    return _size(value)
+    """A size, or sizes by GPU. YAML's keys arrive as texts here: `{0: 20GiB}` has the key "0"."""
+    if not isinstance(value, Mapping):
+        return _size(value)
+    try:
+        return parse_max_memory({_gpu_number(key): size for key, size in value.items()})
+    except Mismatches as exc:
+        raise Mismatches(_as_written(bad) for bad in exc.mismatches) from exc
+
+
+def _gpu_number(key: Any) -> Any:
+    return int(key) if isinstance(key, str) and _NUMBER.fullmatch(key) else key
+
+
+def _as_written(bad: Mismatch) -> Mismatch:
+    return Mismatch(tuple(map(str, bad.path)), bad.found, bad.expected)
 
 
 _DEVICES_SCHEMA: dict[str, Any] = {

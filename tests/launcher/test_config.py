@@ -6,6 +6,7 @@ import pytest
 
 from launcher.config import ClusterConfig, load_cluster_config
 from launcher.engines import flags, simulator, tgi
+from launcher.engines.base import Mount
 from router.errors import ConfigError
 
 
@@ -36,7 +37,10 @@ def test_a_model_id_is_enough(load):
         "default", "simulator", "process",
     )  # fmt: skip
     (model,) = config.models
-    assert (model.id, model.served_name, model.replicas, model.devices) == ("a/b", "a/b", 1, None)
+    assert (model.id, model.served_name, model.replicas, model.devices) == (
+        "a/b", "a/b", None, None,
+    )  # fmt: skip
+    assert (model.replica_count, model.shards, model.wanted_devices.kind) == (1, 1, "auto")
     assert config.router.port == 8080
 
 
@@ -48,8 +52,59 @@ def test_short_forms_stand_for_mappings(load):
 
 def test_there_is_one_replica_per_device(load):
     config = load("models: [{id: a, devices: [0, 'cuda:1', GPU-8c0f, MIG-8c0f/1/0]}]")
-    assert config.models[0].replicas == 4
-    assert config.models[0].devices == ["0", "1", "GPU-8c0f", "MIG-8c0f/1/0"]
+    assert config.models[0].replica_count == 4
+    assert config.models[0].devices.groups == (
+        ("cuda:0",), ("cuda:1",), ("GPU-8c0f",), ("MIG-8c0f/1/0",),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("written", "replicas", "shards"),
+    [
+        ("devices: auto", 1, 1),
+        ("devices: auto, replicas: 3, gpus_per_replica: 2", 3, 2),
+        ("devices: 4", 4, 1),
+        ("devices: 4, gpus_per_replica: 2", 2, 2),
+        ("devices: 4, gpus_per_replica: 2, replicas: 2", 2, 2),
+        ("devices: all", None, 1),
+        ("devices: all, gpus_per_replica: 4", None, 4),
+        ("devices: cpu, replicas: 2", 2, 1),
+        ("devices: 'cuda:1'", 1, 1),
+        ("devices: [[0, 1], [2, 3]]", 2, 2),
+        ("devices: [[0, 1], 2]", 2, 2),
+        ("devices: {first: 0, second: 1}, gpus_per_replica: 2", 1, 2),
+        ("devices: {type: single, device: 'cuda:0'}", 1, 1),
+        ("devices: {type: multiple, device_map: {a: 'cuda:0', b: 'cuda:1'}}", 1, 2),
+    ],
+)
+def test_devices_say_how_many_replicas_of_how_many_gpus(load, written, replicas, shards):
+    (model,) = load(f"models: [{{id: a, {written}}}]").models
+    assert (model.replica_count, model.shards) == (replicas, shards)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [("20GiB", 20 * 2**30), ("600MB", 600_000_000), ("1024", 1024), ("{0: 20GiB}", {0: 20 * 2**30}),
+     ("{1: 1GB, 0: 2GB}", {0: 2_000_000_000, 1: 1_000_000_000})],
+)  # fmt: skip
+def test_memory_is_bounded_for_all_gpus_or_by_number(load, written, expected):
+    assert load(f"models: [{{id: a, max_memory: {written}}}]").models[0].max_memory == expected
+
+
+def test_containers_get_folders_memory_and_an_image(load):
+    config = load(
+        "models: [a]\n"
+        "engine: {name: tgi, image: 'r.io/tgi:3', shm_size: 1GiB,"
+        " volumes: ['/a:/b', '~/c:/d:ro']}\n"
+        "runtime: {name: docker, docker: {memory: 64GiB, pull: never, model_cache: /models}}"
+    )
+    assert (config.engine.image, config.engine.shm_size) == ("r.io/tgi:3", 2**30)
+    assert config.engine.volumes == [
+        Mount("/a", "/b"), Mount(str(Path.home() / "c"), "/d", is_read_only=True),
+    ]  # fmt: skip
+    docker = config.runtime.docker
+    assert (docker.memory, docker.pull, docker.cache_dir) == (2**36, "never", Path("/models"))
+    assert (docker.gpu_injection, docker.log_max_size, docker.network) == ("auto", "10m", None)
 
 
 def test_flags_of_one_replica_come_over_the_engine_s(load):
@@ -79,15 +134,19 @@ def test_a_config_and_its_secrets_do_not_show_when_printed(load):
     assert "hunter2" not in repr(load(text))
 
 
-ENGINE_KEYS = "name, version, args, env, per_replica, start_timeout_s"
 MODEL_KEYS = ", ".join(ClusterConfig.model_fields["models"].annotation.__args__[0].model_fields)
-QUANTIZE_14 = "bitsandbytes, bitsandbytes-nf4, bitsandbytes-fp4, gptq, awq, eetq"
+QUANTIZE_14 = "auto, bitsandbytes, bitsandbytes-nf4, bitsandbytes-fp4, gptq, awq, eetq"
 
 
 def tgi_flags(version):
     return ", ".join(name for name, flag in tgi.FLAGS.items() if flag.is_in(version))
 
 
+GPU = "a GPU like cuda:0 (or its index), or a UUID like GPU-8c0f... or MIG-..."
+FORMS = (
+    "auto, all, cpu, a number of GPUs, or GPUs: cuda:0, a UUID like GPU-8c0f..., a list of them, "
+    "one for each replica"
+)
 WRONG = {
     "no models": (
         "cluster: c",
@@ -111,29 +170,30 @@ WRONG = {
     ),
     "too few devices": (
         "models: [a, {id: b, replicas: 2, devices: [0]}]",
-        "models[1].devices: found 1 device, expected 2, as many as replicas",
+        "models[1].devices: found devices for 1 replica, expected 2, as many as replicas",
     ),
     "too many devices": (
         "models: [{id: b, replicas: 1, devices: [0, 1]}]",
-        "models[0].devices: found 2 devices, expected 1, as many as replicas",
+        "models[0].devices: found devices for 2 replicas, expected 1, as many as replicas",
     ),
     "a device twice": (
         "models: [{id: b, devices: [0, 1, 'cuda:0']}]",
-        'models[0].devices[2]: found "0" a second time, expected each device once',
+        'models[0].devices[2]: found "cuda:0" a second time, expected each device once',
     ),
     "no device": (
         "models: [{id: b, devices: [gpu0]}]",
-        'models[0].devices[0]: found a text "gpu0", expected a CUDA index like 0 or cuda:0, '
-        "or a UUID like GPU-8c0f...",
+        'models[0].devices[0]: found a text "gpu0", expected a GPU like cuda:0 (or its index), '
+        "or a UUID like GPU-8c0f... or MIG-...",
     ),
     "negative device": (
         "models: [{id: b, devices: [-1]}]",
-        "models[0].devices[0]: found the whole number -1, expected a CUDA index like 0 or cuda:0, "
-        "or a UUID like GPU-8c0f...",
+        "models[0].devices[0]: found the whole number -1, expected a GPU like cuda:0 "
+        "(or its index), or a UUID like GPU-8c0f... or MIG-...",
     ),
     "no devices at all": (
         "models: [{id: b, devices: []}]",
-        "models[0].devices: found a list of 0 entries, expected at least 1 entry",
+        "models[0].devices: found a list of 0 entries, expected 1 to 256 entries, "
+        "one for each replica",
     ),
     "zero replicas": (
         "models: [{id: b, replicas: 0}]",
@@ -160,13 +220,106 @@ WRONG = {
     ),
     "one GPU for two models": (
         "models: [{id: a, devices: [0]}, {id: b, devices: [1, 0]}]\nengine: tgi",
-        'models[1].devices[1]: found "0", which models[0] has, '
-        "expected each device once, or cuda-memory-fraction for both engines",
+        'models[1].devices[1]: found "cuda:0", which models[0] has, '
+        "expected each device once, or max_memory for both models",
     ),
-    "UUIDs for one model only": (
-        "models: [{id: a, devices: [GPU-1]}, b]\nengine: tgi",
-        "models[1]: found no devices, "
-        "expected devices for every model, because others name theirs by UUID",
+    "one GPU for two models, one of which leaves room": (
+        "models: [{id: a, devices: 'cuda:0'}, {id: b, devices: 0_0, max_memory: 1GB}]\nengine: tgi"
+        .replace("0_0", "[[0, 1]]"),
+        'models[1].devices: found "cuda:0", which models[0] has, '
+        "expected each device once, or max_memory for both models",
+    ),
+    "a device that is a number of GPUs": (
+        "models: [{id: b, devices: '1'}]",
+        'models[0].devices: found a text "1", expected cuda:1 for that GPU, or 1 without quotes '
+        "for so many",
+    ),
+    "no GPU at all": (
+        "models: [{id: b, devices: 0}]",
+        "models[0].devices: found the whole number 0, expected a number of GPUs from 1 to 256; "
+        "GPU 0 is cuda:0",
+    ),
+    "devices of no form": (
+        "models: [{id: b, devices: gpu0}]",
+        f'models[0].devices: found a text "gpu0", expected {FORMS}',
+    ),
+    "devices switched on": (
+        "models: [{id: b, devices: on}]",
+        f"models[0].devices: found on, which YAML reads as true, expected {FORMS}",
+    ),
+    "a shard on the disk": (
+        "models: [{id: b, devices: [{a: 0, b: disk}]}]",
+        f'models[0].devices[0].b: found a text "disk", expected {GPU}: '
+        "engines keep all of a model on GPUs",
+    ),
+    "a layer on the CPU": (
+        "models: [{id: b, devices: {type: multiple, device_map: {a: 'cuda:0', b: cpu}}}]",
+        f'models[0].devices.device_map.b: found a text "cpu", expected {GPU}: '
+        "engines keep all of a model on GPUs",
+    ),
+    "a shard twice": (
+        "models: [{id: b, devices: {a: 0, b: 0}}]",
+        'models[0].devices: found "cuda:0" a second time, expected each device once',
+    ),
+    "GPUs that do not divide": (
+        "models: [{id: b, devices: 5, gpus_per_replica: 2}]",
+        "models[0].devices: found 5 GPUs, expected a multiple of gpus_per_replica (2)",
+    ),
+    "groups of another size": (
+        "models: [{id: b, devices: [[0, 1], 2], gpus_per_replica: 2}]",
+        "models[0].devices[1]: found 1 device, expected 2, as gpus_per_replica says",
+    ),
+    "replicas beside all": (
+        "models: [{id: b, devices: all, replicas: 2}]",
+        "models[0].replicas: found 2, expected no replicas beside devices: all, "
+        "which makes one on every GPU",
+    ),
+    "GPUs beside the CPU": (
+        "models: [{id: b, devices: cpu, gpus_per_replica: 2}]",
+        "models[0].gpus_per_replica: found 2, expected no gpus_per_replica beside devices: cpu",
+    ),
+    "all for one of two": (
+        "models: [{id: a, devices: all}, b]\nengine: tgi",
+        "models[0].devices: found all, expected a number of GPUs or named ones, "
+        "as models[1] needs some, too",
+    ),
+    "an engine that needs GPUs": (
+        "models: [{id: a, devices: cpu}]\nengine: tgi",
+        "models[0].devices: found cpu, expected GPUs: engine tgi does not run without",
+    ),
+    "memory without a unit": (
+        "models: [{id: a, max_memory: '20'}]",
+        'models[0].max_memory: found a text "20", expected a size like 20GiB or 600MB: a unit is '
+        "missing, write 20GiB, or the bytes without quotes",
+    ),
+    "memory of one GPU without a unit": (
+        "models: [{id: a, max_memory: {0: 20, 1: 20gb}}]",
+        'models[0].max_memory.1: found a text "20gb", expected a size like 20GiB or 600MB: '
+        "a small b means bits, write 20GB",
+    ),
+    "a volume without its place": (
+        "models: [a]\nengine: {name: tgi, volumes: [/data]}",
+        'engine.volumes[0]: found a text "/data", expected /host/folder:/folder/in/container, '
+        "with :ro behind to protect it",
+    ),
+    "an image that is a flag": (
+        "models: [a]\nengine: {name: tgi, image: --privileged}",
+        'engine.image: found a text "--privileged", expected a text of the form '
+        "^[^\\s:@-][^\\s]*$",
+    ),
+    "shared memory by guess": (
+        "models: [a]\nengine: {name: tgi, shm_size: big}",
+        'engine.shm_size: found a text "big", expected a size like 20GiB or 600MB',
+    ),
+    "an engine somewhere": (
+        "models: [a]\nruntime: {name: docker, docker: {url: gpu-box}}",
+        'runtime.docker.url: found a text "gpu-box", expected a text of the form '
+        "^(unix:///|tcp://|ssh://|http://|https://).+",
+    ),
+    "a relative folder for models": (
+        "models: [a]\nruntime: {name: docker, docker: {model_cache: models}}",
+        'runtime.docker.model_cache: found a text "models", '
+        "expected an absolute path, or one that begins with ~/",
     ),
     "unknown quantize": (
         "models: [{id: a, quantize: fp88}]",
@@ -194,7 +347,8 @@ WRONG = {
     ),
     "unknown engine": (
         "models: [a]\nengine: {name: vlm}",
-        'engine.name: found a text "vlm", expected one of: simulator, tgi',
+        'engine.name: found a text "vlm", expected one of: simulator, tgi, vllm, aphrodite, '
+        "llamacpp (did you mean vllm?)",
     ),
     "version as a number": (
         "models: [a]\nengine: {name: tgi, version: 3.10}",
@@ -341,7 +495,7 @@ runtime: {first_port: 1}
         "c.yaml:3: models[0].max_input_tokens: found 5, expected less than max_total_tokens (5): "
         "an answer needs room",
         f"c.yaml:5: models[0].extra: found an unknown key, expected one of: {MODEL_KEYS}",
-        "c.yaml:8: models[1].devices: found 1 device, expected 2, as many as replicas",
+        "c.yaml:8: models[1].devices: found devices for 1 replica, expected 2, as many as replicas",
         'c.yaml:9: models[2].id: found the name "a", which models[1] has, '
         "expected a name of its own for each model",
         'c.yaml:10: models[2].quantize: found a text "fp1", expected one of: '
@@ -383,7 +537,24 @@ def test_two_engines_may_share_a_gpu_when_both_leave_room(load):
         "models: [{id: a, devices: [0]}, {id: b, devices: [0]}]\n"
         "engine: {name: tgi, args: {cuda-memory-fraction: 0.4}}"
     )
-    assert [model.devices for model in config.models] == [["0"], ["0"]]
+    assert [model.devices.groups for model in config.models] == [(("cuda:0",),), (("cuda:0",),)]
+
+
+def test_two_models_may_share_a_gpu_when_both_are_bounded(load):
+    config = load(
+        "models: [{id: a, devices: [0], max_memory: 20GiB},"
+        " {id: b, devices: ['cuda:0'], max_memory: {0: 40GiB}}]\nengine: tgi"
+    )
+    assert [model.devices.named for model in config.models] == [("cuda:0",), ("cuda:0",)]
+
+
+def test_a_gpu_that_is_named_for_engines_without_one_is_shared_by_nobody(load):
+    load("models: [{id: a, devices: [0]}, {id: b, devices: [0]}]")  # simulators
+
+
+def test_uuids_for_one_model_and_a_choice_for_another_can_be_written(load):
+    config = load("models: [{id: a, devices: [GPU-1]}, b]\nengine: tgi")
+    assert config.models[0].devices.named == ("GPU-1",)
 
 
 def test_numbers_may_come_from_the_environment(load, monkeypatch):

@@ -15,7 +15,7 @@ from launcher.config import (
 )
 from launcher.engines import ENGINES, simulator, tgi
 from launcher.placement import replica_specs
-from router.errors import ConfigError
+from router.errors import ConfigError, PlacementError
 
 names = ["a", "a/b", "", "x" * 300, "é", "tgi", "simulator", "process", "1.4.4", "3.3", "latest"]
 values = [
@@ -29,6 +29,14 @@ values = [
     "rel",
     "GPU-1",
     "cuda:0",
+    "cuda",
+    "auto",
+    "all",
+    "cpu",
+    "disk",
+    "single",
+    "20GiB",
+    "/a:/b:ro",
     "${HOME}",
     "${",
 ]
@@ -48,7 +56,7 @@ def section(model, **better):
 
 
 args = st.dictionaries(
-    st.sampled_from(["zzz", *simulator.FLAGS, *tgi.FLAGS]),
+    st.sampled_from(["zzz", "gpu-memory-utilization", *simulator.FLAGS, *tgi.FLAGS]),
     st.one_of(plain, st.integers(0, 9)),
     max_size=3,
 )
@@ -56,21 +64,37 @@ engines = st.one_of(
     words,
     section(
         EngineConfig,
-        name=st.sampled_from(["tgi", "simulator"]),
+        name=st.sampled_from([*ENGINES]),
         version=words,
+        image=words,
+        volumes=st.lists(words, max_size=2),
+        shm_size=words,
         args=args,
         env=st.dictionaries(words, words, max_size=2),
         per_replica=st.lists(args, max_size=3),
         start_timeout_s=st.integers(1, 9),
     ),
 )
+device = st.one_of(words, st.integers(-1, 5), st.sampled_from(["cuda:1", "GPU-2"]))
+group = st.one_of(
+    device,
+    st.lists(device, max_size=3),
+    st.dictionaries(words, device, max_size=3),
+    st.fixed_dictionaries({"type": st.sampled_from(["single", "x"]), "device": device}),
+    st.fixed_dictionaries(
+        {"type": st.just("multiple"), "device_map": st.dictionaries(words, device, max_size=3)}
+    ),
+)
+budgets = st.one_of(words, st.dictionaries(st.integers(-1, 3), words, max_size=2))
 models = st.one_of(
     words,
     section(
         ModelConfig,
         id=words,
         name=words,
-        devices=st.lists(st.one_of(words, st.integers(-1, 5)), max_size=4),
+        devices=st.one_of(st.lists(group, max_size=4), group),
+        gpus_per_replica=st.integers(0, 3),
+        max_memory=budgets,
         replicas=st.integers(0, 5),
         max_input_tokens=st.integers(0, 5),
         max_total_tokens=st.integers(0, 5),
@@ -100,14 +124,27 @@ def check(path, config):
         told = exc.problems
     else:
         event("taken")
-        specs = replica_specs(loaded)
-        assert len({spec.id for spec in specs}) == len(specs) > 0
-        for spec in specs:
-            assert all(ENGINES[spec.engine_name].command(spec, 31_000, "127.0.0.1").argv)
+        check_commands(loaded)
         return
     event("refused")
     assert told
     assert len({(problem.path, problem.found) for problem in told}) == len(told)
+
+
+def check_commands(config):
+    try:
+        specs = replica_specs(config)
+    except PlacementError as exc:  # what only the machine can tell
+        told = str(exc)
+    else:
+        assert len({spec.id for spec in specs}) == len(specs) > 0
+        for spec in specs:
+            argv = ENGINES[spec.engine_name].command(spec, 31_000, "127.0.0.1").argv
+            assert all(isinstance(word, str) for word in argv)
+            assert all(argv) or "" in spec.args.values()
+        return
+    event("needs the machine")
+    assert ".devices: found " in told
 
 
 @settings(max_examples=200, deadline=None)

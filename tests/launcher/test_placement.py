@@ -3,7 +3,8 @@
 import pytest
 
 from launcher.config import ClusterConfig
-from launcher.placement import replica_specs
+from launcher.gpu import DriverState, Gpu, Inventory
+from launcher.placement import Sizing, replica_specs
 
 
 def config(models, **sections):
@@ -51,13 +52,53 @@ def test_very_long_names_make_short_ids():
 
 def test_a_replica_has_the_device_it_was_given():
     found = specs([{"id": "a", "devices": ["cuda:2", "GPU-1a"]}], engine="tgi")
-    assert [spec.devices for spec in found] == [("2",), ("GPU-1a",)]
+    assert [spec.devices for spec in found] == [("cuda:2",), ("GPU-1a",)]
 
 
 def test_engines_that_need_a_gpu_take_the_free_indices_in_order():
     models = [{"id": "a", "replicas": 2}, {"id": "b", "devices": [1]}, {"id": "c", "replicas": 2}]
     found = specs(models, engine="tgi")
-    assert [spec.devices for spec in found] == [("0",), ("2",), ("1",), ("3",), ("4",)]
+    assert [spec.devices for spec in found] == [
+        ("cuda:0",), ("cuda:2",), ("cuda:1",), ("cuda:3",), ("cuda:4",),
+    ]  # fmt: skip
+
+
+def test_a_replica_over_several_gpus_has_them_in_shard_order():
+    (first, second) = specs([{"id": "a", "devices": [[3, 1], [0, 2]]}], engine="tgi")
+    assert (first.devices, first.shards) == (("cuda:3", "cuda:1"), 2)
+    assert (second.devices, second.shards) == (("cuda:0", "cuda:2"), 2)
+
+
+def test_an_engine_on_the_cpu_takes_no_device():
+    (spec,) = specs([{"id": "/m.gguf", "devices": "cpu"}], engine="llamacpp")
+    assert (spec.devices, spec.shards) == ((), 1)
+
+
+def test_what_runs_keeps_its_gpu_by_the_replicas_id():
+    gpus = tuple(
+        Gpu(f"GPU-{n}", n, "H100", 80 * 2**30, (9, 0), f"00000000:0{n}:00.0", None, None, False)
+        for n in range(3)
+    )
+    two = config([{"id": "a/x"}, {"id": "b/y", "replicas": 2}], engine="tgi")
+    running = {"x-0": ("GPU-2",), "y-1": ("GPU-0",), "gone-0": ("GPU-1",)}
+    found = replica_specs(two, Inventory(DriverState.OK, gpus), running)
+    assert {spec.id: spec.devices for spec in found} == {
+        "x-0": ("GPU-2",), "y-0": ("GPU-1",), "y-1": ("GPU-0",),
+    }  # fmt: skip
+
+
+def test_what_fits_is_decided_for_the_gpus_a_replica_has():
+    def size(model, engine, devices):
+        fraction = 0.5 if devices == ("cuda:0",) else None
+        return Sizing("awq", memory_fraction=fraction)
+
+    found = replica_specs(
+        config([{"id": "a", "replicas": 2, "quantize": "auto"}], engine="tgi"), size=size
+    )
+    assert [(spec.quantize, spec.memory_fraction) for spec in found] == [
+        ("awq", 0.5), ("awq", None),
+    ]  # fmt: skip
+    assert found[0].fingerprint != found[1].fingerprint
 
 
 def test_the_simulator_takes_no_device():
@@ -91,6 +132,9 @@ ENGINE = {"name": "tgi", "version": "3.3.5", "args": {"max-batch-size": 8}, "env
         ({}, {"version": "3.3.4"}),
         ({}, {"args": {"max-batch-size": 9}}),
         ({}, {"env": {"A": "2"}}),
+        ({}, {"image": "other:1"}),
+        ({}, {"volumes": ["/a:/b"]}),
+        ({}, {"shm_size": "2GiB"}),
     ],
 )
 def test_a_replica_that_must_be_replaced_has_another_fingerprint(model, engine):
@@ -116,6 +160,33 @@ def test_a_replica_that_may_go_on_keeps_its_fingerprint(model, sections):
     before = specs([BASE], engine=ENGINE)[0]
     after = specs([BASE | model], **{"engine": ENGINE, **sections})[0]
     assert before.fingerprint == after.fingerprint
+
+
+DOCKER = {"name": "docker", "docker": {"memory": "8GiB"}}
+
+
+@pytest.mark.parametrize(
+    ("runtime", "is_same"),
+    [
+        (DOCKER, True),
+        (DOCKER | {"stop_grace_s": 3}, True),
+        ({"name": "docker", "docker": {"memory": "8GiB", "pull": "never"}}, True),
+        ({"name": "docker", "docker": {"memory": "9GiB"}}, False),
+        ({"name": "docker", "docker": {"memory": "8GiB", "network": "n"}}, False),
+        ({"name": "docker", "docker": {"memory": "8GiB", "user": "1000"}}, False),
+        ({"name": "docker", "docker": {"memory": "8GiB", "model_cache": "/m"}}, False),
+    ],
+)
+def test_what_a_container_is_made_with_counts_too(runtime, is_same):
+    before = specs([BASE], engine=ENGINE, runtime=DOCKER)[0]
+    after = specs([BASE], engine=ENGINE, runtime=runtime)[0]
+    assert (before.fingerprint == after.fingerprint) is is_same
+
+
+def test_engines_that_are_told_the_name_are_replaced_with_it():
+    before = specs([BASE], engine="vllm")[0]
+    after = specs([BASE | {"name": "chat"}], engine="vllm")[0]
+    assert before.fingerprint != after.fingerprint
 
 
 def test_a_change_for_one_replica_leaves_the_others():
