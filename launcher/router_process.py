@@ -194,7 +194,7 @@ class RouterKeeper:
         if same is not None:
             self.view.process = same.process
             log.info("router: adopted, pid %d, %s", same.process.pid, self.endpoint)
-            self._ask_to_drain([found for found in running if found is not same])
+            self._ask_to_retire([found for found in running if found is not same])
             return
         self._start()
         self._outdated = running
@@ -230,7 +230,7 @@ class RouterKeeper:
         self.view.is_answering, self.view.reason, self.view.failed_starts = True, "", 0
         self.answering.set()
         self._changed()
-        self._ask_to_drain(self._outdated)
+        self._ask_to_retire(self._outdated)
         self._outdated = []
         since_s = time.monotonic()
         hung = await self._until_it_ends_or_hangs(process)
@@ -271,10 +271,11 @@ class RouterKeeper:
 
     # ---- stopping
 
-    def _ask_to_drain(self, running: list[processes.Found]) -> None:
+    def _ask_to_retire(self, running: list[processes.Found]) -> None:
+        """Their calls and connections end one by one: clients that keep theirs must not be cut."""
         for found in running:
-            log.info("router: pid %d drains", found.process.pid)
-            processes.send_signal(found.process, signal.SIGTERM)
+            log.info("router: pid %d finishes its calls, then ends", found.process.pid)
+            processes.send_signal(found.process, signal.SIGUSR1)
 
     async def _end_all(self, running: list[processes.Found], grace_s: float) -> None:
         await self._end([found.process for found in running], grace_s)

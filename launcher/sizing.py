@@ -5,15 +5,16 @@ files are read once per model; the arithmetic is in `memory`. A model that can n
 here, before anything starts; one that only looks too large is warned of, as estimates may be off.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config import ClusterConfig, EngineConfig, ModelConfig
+from launcher.engines.flags import Arg
 from launcher.gpu import DriverState, Gpu, Inventory
 from launcher.max_memory import memory_fraction
 from launcher.memory import Fit, fit
-from launcher.model_files import find_shape
+from launcher.model_files import cached_snapshot, find_shape
 from launcher.model_shape import ModelError, ModelShape
 from launcher.placement import Size, Sizing
 from launcher.quantization_choice import Choice, choose
@@ -21,6 +22,9 @@ from launcher.sizes import show_bytes
 from router.errors import PlacementError
 
 AUTO = "auto"
+_FRACTION_FLAGS = ("cuda-memory-fraction", "gpu-memory-utilization")
+_PREFILL_FLAGS = ("max-batch-prefill-tokens", "max-num-batched-tokens")
+_KV_DTYPE_FLAGS = ("kv-cache-dtype",)
 _ASSESSED = ("tgi", "vllm", "aphrodite", "llamacpp")
 
 
@@ -67,11 +71,11 @@ class Shapes:
         return self._found[key]
 
     def _find(self, model: ModelConfig) -> ModelShape | None:
+        """As downloaded, wherever that is; else as generally known."""
         for cache in self._caches:
-            shape = find_shape(model.id, cache_folder=cache, revision=model.revision)
-            if shape is not None:
-                return shape
-        return None
+            if cached_snapshot(cache, model.id, model.revision) is not None:
+                return find_shape(model.id, cache_folder=cache, revision=model.revision)
+        return find_shape(model.id)
 
 
 def model_caches(config: ClusterConfig) -> Iterator[Path]:
@@ -121,8 +125,8 @@ def assess(
             tensor_parallel=len(gpus),
             engine=engine.name,
             max_total_tokens=model.max_total_tokens,
-            max_batch_prefill_tokens=_whole(engine.args.get("max-batch-prefill-tokens")),
-            kv_dtype=_text(engine.args.get("kv-cache-dtype")),
+            max_batch_prefill_tokens=_whole(_first(engine.args, _PREFILL_FLAGS)),
+            kv_dtype=_text(_first(engine.args, _KV_DTYPE_FLAGS)),
             compute_capability=smallest.compute_capability,
         )
 
@@ -158,9 +162,8 @@ def _unknown_gpus(
 
 def _fraction(model: ModelConfig, engine: EngineConfig, gpus: tuple[Gpu, ...]) -> float | None:
     """The share of each card that keeps all budgets; the engine's own flag goes before it."""
-    for flag in ("cuda-memory-fraction", "gpu-memory-utilization"):
-        if (told := engine.args.get(flag)) is not None:
-            return float(told)
+    if (told := _first(engine.args, _FRACTION_FLAGS)) is not None:
+        return float(told)
     budget = model.max_memory
     if budget is None:
         return None
@@ -215,6 +218,11 @@ def _card(assessed: Assessment) -> str:
     many = f"{len(assessed.gpus)} x " if len(assessed.gpus) > 1 else ""
     smallest = min(assessed.gpus, key=lambda gpu: gpu.memory_bytes)
     return f"{many}{smallest.name} ({show_bytes(smallest.memory_bytes)})"
+
+
+def _first(args: Mapping[str, Arg], flags: Iterable[str]) -> Arg:
+    """The value of the one of an engine's flags that is given; engines name it differently."""
+    return next((args[flag] for flag in flags if args.get(flag) is not None), None)
 
 
 def _whole(value: object) -> int | None:

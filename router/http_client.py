@@ -80,8 +80,9 @@ class HttpClient:
 
     @property
     def is_closing(self) -> bool:
-        """The connection ends with this reply; the router may have begun to drain meanwhile."""
-        return self._closing or self._edge.is_draining
+        """The connection ends with this reply. Once the head has said that it does not, it stays:
+        the client may have sent its next call by then."""
+        return self._closing or (self.reply is Reply.NONE and self._edge.is_draining)
 
     @property
     def keeps_alive(self) -> bool:
@@ -97,15 +98,15 @@ class HttpClient:
             self._transport.write(CONTINUE)
 
     def send(self, status: int, headers: Headers, body: bytes) -> None:
-        self.reply = Reply.WHOLE
         head = self._render(status, headers, f"content-length: {len(body)}\r\n")
+        self.reply = Reply.WHOLE
         if self._transport is not None:
             self._transport.write(head + body)
 
     def start(self, status: int, headers: Headers) -> None:
-        self.reply = Reply.OPEN
         framing = "" if self._http10 else "transfer-encoding: chunked\r\n"
         self._head = self._render(status, headers, framing)
+        self.reply = Reply.OPEN
 
     def write(self, data: bytes) -> bool:
         if self._transport is None:
@@ -143,7 +144,8 @@ class HttpClient:
 
     def _render(self, status: int, headers: Headers, framing: str) -> bytes:
         fields = "".join(f"{name}: {value}\r\n" for name, value in (*headers, *self._extra))
-        close = "connection: close\r\n" if self.is_closing else ""
+        self._closing = self.is_closing
+        close = "connection: close\r\n" if self._closing else ""
         reason = REASONS.get(status, "")
         head = f"HTTP/1.1 {status} {reason}\r\n{fields}{close}{framing}\r\n"
         return head.encode("latin-1", "replace")

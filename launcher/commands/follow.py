@@ -31,7 +31,7 @@ _SAY_EVERY_S = 10.0
 def run(cluster: Cluster) -> int:
     """Raises what refuses the change; nothing has changed then."""
     launcher = _launcher(cluster)
-    changed = list(differences(cluster, asyncio.run(owned(cluster))))
+    changed = list(differences(cluster))
     if not any(change.sign != "=" for change in changed):
         see, stop = cluster.command("status"), cluster.command("down")
         print(f"launcher pid {launcher.pid} runs this config already; see `{see}`, stop: `{stop}`")
@@ -51,7 +51,7 @@ def run(cluster: Cluster) -> int:
         raise
 
 
-def differences(cluster: Cluster, handles: list[Handle]) -> Iterator[changes.Change]:
+def differences(cluster: Cluster) -> Iterator[changes.Change]:
     """From what the running launcher follows to what is written now. Raises what refuses it."""
     try:
         before = load_cluster_config(cluster.folder.config_copy)
@@ -62,6 +62,7 @@ def differences(cluster: Cluster, handles: list[Handle]) -> Iterator[changes.Cha
         ) from exc
     running = Cluster(cluster.path, before, cluster.folder)
     changes.require_possible(running, cluster)
+    handles = asyncio.run(owned(running))
     yield from changes.replica_changes(_now(running, handles), desired(cluster.config, handles))
     yield from changes.router_changes(before, cluster.config)
 

@@ -221,6 +221,24 @@ async def test_a_retired_router_serves_idle_connections_until_they_leave(running
     await run.ended()
 
 
+async def test_a_stream_that_began_before_keeps_its_connection_for_one_more_call(
+    running, wire, until
+):
+    """Its head promised that; the client may send its next call while it still reads the end."""
+    rig, run = await running()
+    client, gate = await begun(rig, wire)
+    rig.app.retire()
+    await until(lambda: rig.app.handlers.is_draining)
+    gate.set()
+    while await client.chunk():
+        pass
+    client.post("/generate", GENERATE)
+    reply = await client.reply()
+    assert (reply.status, reply.get("connection")) == (200, "close")
+    assert await client.is_closed()
+    await run.ended()
+
+
 async def test_a_retired_router_ends_at_the_drain_bound(running):
     rig, run = await running(timeouts={"drain_s": 0.1})
     kept = await rig.client()

@@ -1,0 +1,138 @@
+"""An edited config and `launcher up` again: what changed is replaced in turn, unnoticed."""
+
+import asyncio
+import subprocess
+import time
+from collections import Counter
+from contextlib import asynccontextmanager
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+
+def pids(status):
+    return {replica["id"]: replica["pid"] for replica in status["replicas"]}
+
+
+@asynccontextmanager
+async def running(load):
+    """The load in the background; afterwards every call in flight has been answered."""
+    async with asyncio.timeout(90), asyncio.TaskGroup() as group:
+        group.create_task(load.run())
+        try:
+            yield load
+        finally:
+            load.stop()
+
+
+async def up_again(fleet) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(fleet.run, "up")
+
+
+async def test_one_flag_changes_on_four_replicas_under_load_and_no_call_fails(fleet, loads):
+    fleet.config["engine"]["args"] |= {"time-scale": 3, "max-batch-size": 8}
+    fleet.write()
+    before = fleet.up()
+    load = loads.Load(before["endpoint"], loads.small(1, (20, 80)), clients=64)
+    async with running(load):
+        await load.served(200)
+        fleet.config["engine"]["args"]["max-batch-size"] = 16
+        fleet.write()
+        begun_s, sent = time.monotonic(), len(load.answers)
+        done = await up_again(fleet)
+        took_s, during = time.monotonic() - begun_s, len(load.answers) - sent
+        await load.served(200)
+    wrong = Counter(a.error or "another text" for a in load.answers if not a.is_right)
+    assert wrong == Counter()
+    after = fleet.status()
+    assert not set(pids(before).values()) & set(pids(after).values())
+    assert before["launcher"] == after["launcher"]
+    assert before["router"]["pid"] == after["router"]["pid"]
+    assert "~ replica-2: args.max-batch-size: 8 -> 16" in done.stdout
+    # At no time was more than one of the four away.
+    ready = {line for line in done.stdout.splitlines() if "replicas ready" in line}
+    assert not any(line.startswith(("0 of", "1 of", "2 of")) for line in ready)
+    print(f"\nreplaced 4 replicas in {took_s:.1f} s; of {during} calls meanwhile 0 failed")
+
+
+async def test_only_what_changed_is_replaced_added_or_stopped(fleet, loads):
+    before = fleet.up()
+    fleet.config["engine"]["per_replica"] = [{}, {"max-batch-size": 4}]
+    fleet.config["models"][0]["replicas"] = 3
+    fleet.write()
+    load = loads.Load(before["endpoint"], loads.small(2, (5, 20)), clients=16)
+    async with running(load):
+        await load.served(50)
+        done = await up_again(fleet)
+        await load.served(50)
+    assert [a.error for a in load.answers if not a.is_right] == []
+    assert done.stdout.splitlines()[:3] == [
+        "~ replica-1: args.max-batch-size: none -> 4",
+        "- replica-3: drained, then stopped",
+        "= replica-0, replica-2: unchanged",
+    ]
+    after = pids(fleet.status())
+    old = pids(before)
+    assert (after["replica-0"], after["replica-2"]) == (old["replica-0"], old["replica-2"])
+    assert after["replica-1"] != old["replica-1"]
+    assert set(after) == {"replica-0", "replica-1", "replica-2"}
+    fleet.config["models"][0]["replicas"] = 5
+    fleet.write()
+    assert "+ replica-4: simulator serving" in fleet.run("up").stdout
+    assert pids(fleet.status())["replica-0"] == old["replica-0"]
+
+
+async def test_a_changed_router_section_is_taken_over_without_a_failed_call(fleet, loads):
+    before = fleet.up()
+    port = int(before["endpoint"].rpartition(":")[2])
+    load = loads.Load(before["endpoint"], loads.small(3, (5, 40)), clients=32)
+    async with running(load):
+        await load.served(50)
+        fleet.config["router"]["queue"] = {"timeout_s": 33}
+        fleet.write()
+        done = await up_again(fleet)
+        await load.served(100)
+    assert [a.error for a in load.answers if not a.is_right] == []
+    assert "~ router: queue.timeout_s: " in done.stdout
+    after = fleet.status()
+    assert after["router"]["pid"] != before["router"]["pid"]
+    assert pids(after) == pids(before)
+    assert after["endpoint"].endswith(f":{port}")
+
+
+def test_a_change_that_does_not_work_takes_out_one_replica_and_can_be_taken_back(fleet):
+    before = fleet.up()
+    fleet.config["engine"]["env"] = {"PYTHONHOME": "/nowhere"}  # no Python starts with it
+    fleet.write()
+    failed = fleet.run("up", rc=1)
+    assert "replica-0: " in failed.stderr
+    assert "replica-1, replica-2, replica-3 serve on with the older config" in failed.stderr
+    during = fleet.status()
+    assert [replica["phase"] for replica in during["replicas"]][1:] == ["ready"] * 3
+    assert [replica["outdated"] for replica in during["replicas"]][1:] == [True] * 3
+    assert fleet.generate(before["endpoint"])
+    del fleet.config["engine"]["env"]
+    fleet.write()
+    fleet.run("up")
+    after = fleet.until_ready()
+    assert {k: v for k, v in pids(after).items() if k != "replica-0"} == {
+        k: v for k, v in pids(before).items() if k != "replica-0"
+    }
+
+
+def test_a_config_that_cannot_be_followed_changes_nothing(fleet):
+    before = fleet.up()
+    fleet.path.write_text(fleet.path.read_text() + "modles: []\n")
+    assert "modles" in fleet.run("up", rc=2).stderr
+    fleet.config["runtime"]["name"] = "docker"
+    fleet.write()
+    refused = fleet.run("up", rc=1)
+    assert "runtime.name: found docker, but process runs" in refused.stderr
+    fleet.config["runtime"]["name"] = "process"
+    fleet.write()
+    again = fleet.run("up")
+    assert "runs this config already" in again.stdout
+    after = fleet.status()
+    assert pids(after) == pids(before)
+    assert after["router"]["pid"] == before["router"]["pid"]
