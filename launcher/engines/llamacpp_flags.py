@@ -11,6 +11,11 @@ from launcher.engines.flags import Flag
 _KEY = "LLAMA_API_KEY in engine.env, as ${NAME}, and that in router.engine_api_key"
 _TLS = "nothing here: the router speaks plain HTTP to replicas"
 
+_LOG = "nothing here: the launcher reads the log as it is"
+_OTHER_USE = "nothing here: it would serve nothing else"
+_ONE_MODEL = "nothing here: each replica serves one model"
+_PROGRAMS = "nothing here: it would let clients run programs"
+
 RESERVED = {
     "model": "models[].id",
     "model-url": "models[].id",
@@ -29,15 +34,25 @@ RESERVED = {
     "metrics": "nothing here: the router needs it",
     "slots": "nothing here: the router needs it",
     "no-slots": "nothing here: the router needs it",
-    "models-dir": "nothing here: each replica serves one model",
-    "models-preset": "nothing here: each replica serves one model",
-    "tools": "nothing here: it would let clients run programs",
-    "agent": "nothing here: it would let clients run programs",
+    "models-dir": _ONE_MODEL,
+    "models-preset": _ONE_MODEL,
+    "models-max": _ONE_MODEL,
+    "models-autoload": _ONE_MODEL,
+    "docker-repo": "models[].id",
+    "pooling": _OTHER_USE,
+    "log-disable": _LOG,
+    "log-file": _LOG,
+    "log-jsonl": _LOG,
+    "tools-runtime": _PROGRAMS,
+    "mcp-servers-config": _PROGRAMS,
+    "mcp-servers-json": _PROGRAMS,
+    "tools": _PROGRAMS,
+    "agent": _PROGRAMS,
     "sleep-idle-seconds": "nothing here: a sleeping replica looks like a dead one",
-    "embedding": "nothing here: it would serve nothing else",
-    "embeddings": "nothing here: it would serve nothing else",
-    "rerank": "nothing here: it would serve nothing else",
-    "reranking": "nothing here: it would serve nothing else",
+    "embedding": _OTHER_USE,
+    "embeddings": _OTHER_USE,
+    "rerank": _OTHER_USE,
+    "reranking": _OTHER_USE,
 }
 
 FLAGS: Mapping[str, Flag] = {
@@ -128,7 +143,52 @@ FLAGS: Mapping[str, Flag] = {
     "log-verbosity": Flag("whole"),
     "verbosity": Flag("whole"),
     "log-colors": Flag("on-off"),
-    "log-disable": Flag("switch"),
     "log-timestamps": Flag("switch"),
     "log-prefix": Flag("switch"),
+    **dict.fromkeys(
+        (
+            *("backend-sampling", "cache-idle-slots", "no-cache-idle-slots", "check-tensors"),
+            *("cors-credentials", "ignore-eos", "lora-init-without-apply", "no-host"),
+            *("no-log-prefix", "no-log-timestamps", "no-mmproj-offload", "no-op-offload"),
+            *("no-perf", "no-prefill-assistant", "no-repack", "reasoning-preserve"),
+            *("no-reasoning-preserve", "skip-chat-parsing", "spec-default", "special"),
+            *("spec-draft-backend-sampling", "spec-draft-cpu-moe", "spm-infill"),
+        ),
+        Flag("switch"),
+    ),
+    **dict.fromkeys(
+        (
+            # processors
+            *("cpu-mask", "cpu-range", "cpu-strict", "prio", "poll", "cpu-mask-batch"),
+            *("cpu-range-batch", "cpu-strict-batch", "prio-batch", "poll-batch"),
+            # memory
+            *("fit-ctx", "lazy-mode", "n-cpu-ffn", "kv-unified-per-slot", "checkpoint-min-step"),
+            *("defrag-thold", "rpc"),
+            # context and steering
+            *("yarn-ext-factor", "yarn-attn-factor", "yarn-beta-slow", "yarn-beta-fast", "keep"),
+            *("control-vector", "control-vector-scaled"),
+            # what clients get unless they ask for something else
+            *("samplers", "sampler-seq", "top-n-sigma", "typical", "repeat-last-n"),
+            *("presence-penalty", "frequency-penalty", "xtc-probability", "xtc-threshold"),
+            *("dry-multiplier", "dry-base", "dry-allowed-length", "dry-penalty-last-n"),
+            *("dry-sequence-breaker", "adaptive-target", "adaptive-decay", "dynatemp-range"),
+            *("dynatemp-exp", "mirostat", "mirostat-lr", "mirostat-ent", "logit-bias"),
+            *("grammar", "grammar-file", "json-schema", "json-schema-file", "reverse-prompt"),
+            *("reasoning-budget-message", "cors-methods", "cors-headers", "path", "tags"),
+            # a second model that guesses
+            *("spec-draft-hf", "spec-draft-threads", "spec-draft-threads-batch"),
+            *("spec-draft-device", "spec-draft-override-tensor", "spec-draft-n-cpu-moe"),
+            *("spec-draft-type-k", "spec-draft-type-v", "spec-draft-p-min", "spec-draft-p-split"),
+            *("spec-ngram-mod-n-min", "spec-ngram-mod-n-max", "spec-ngram-mod-n-match"),
+            *("spec-ngram-simple-size-n", "spec-ngram-simple-size-m"),
+            *("spec-ngram-simple-min-hits", "spec-ngram-map-k-size-n", "spec-ngram-map-k-size-m"),
+            *("spec-ngram-map-k-min-hits", "spec-ngram-map-k4v-size-n"),
+            *("spec-ngram-map-k4v-size-m", "spec-ngram-map-k4v-min-hits"),
+            *("lookup-cache-static", "lookup-cache-dynamic"),
+            # images and video
+            *("mmproj-url", "mmproj-device", "mtmd-batch-max-tokens", "video-fps"),
+            *("video-timestamp-interval", "video-ffmpeg-dir"),
+        ),
+        Flag(),
+    ),
 }

@@ -1,4 +1,9 @@
-"""Specs as the config makes them, for tests of what engines write."""
+"""Specs as the config makes them, and the one engine that runs anywhere: llama-server."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +40,47 @@ def refused(specs):
         return ""
 
     return refused
+
+
+# ---- llama-server
+
+HERE = Path(__file__).parent
+FAKES = HERE.parent.parent / "fakes"
+BUILD_S = 900
+
+
+def load_fake(name):
+    """A module of tests/fakes: `tests` is no package, so it is loaded by its place."""
+    full_name = f"gpu_fleet_fakes_{name}"
+    if full_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(full_name, FAKES / f"{name}.py")
+        module = sys.modules[full_name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[full_name]
+
+
+def pytest_collection_modifyitems(items):
+    """They come last: CI builds llama-server while the others run."""
+    late = [
+        item
+        for item in items
+        if item.path.is_relative_to(HERE) and "llama_server" in item.fixturenames
+    ]
+    for item in late:
+        item.add_marker(pytest.mark.timeout(BUILD_S))
+    items[:] = [item for item in items if item not in late] + late
+
+
+@pytest.fixture(scope="session")
+def llama_server():
+    """The program. Building it takes minutes, which only CI has: else it must be there."""
+    fake = load_fake("llama_server")
+    program = fake.cache_dir() / f"llama-server-{fake.VERSION}" / "llama-server"
+    if not os.environ.get("CI") and not program.exists():
+        pytest.skip("llama-server is not built; `python -m tests.fakes.llama_server` does that")
+    return fake.llama_server()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    return load_fake("tiny_gguf").tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf")
