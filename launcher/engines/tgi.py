@@ -46,6 +46,7 @@ OFFSETS_END = 1800
 _PROGRAM = "text-generation-launcher"
 _CONTAINER_PORT = 80
 _BINDS_PORT_80 = "NET_BIND_SERVICE"
+_ON_CPU = "-intel-cpu"  # the images with this behind their version need no GPU
 _MODEL = "/model"
 _CACHE = "/data"
 # Of each shard: they exchange through it. One alone needs next to none; Docker's 64 MiB are too
@@ -82,7 +83,8 @@ class TgiEngine:
 
     def check_model(self, model: "ModelConfig", engine: "EngineConfig") -> Iterator[Mismatch]:
         version = version_of_config(engine, IMAGE)
-        yield from check_gpus(model, self.name)
+        if not (engine.version or "").endswith(_ON_CPU):
+            yield from check_gpus(model, self.name)
         yield from check_values(model, version)
         yield from check_limits(model, version)
 

@@ -108,7 +108,7 @@ FLAGS: Mapping[str, Flag] = {
     "ngram-prompt-lookup-min": Flag("whole", until=_BEFORE_0_11),
     # what the model is
     "runner": Flag(since=_AFTER_0_7),
-    "task": Flag(),
+    "task": Flag(until=(0, 13, 0)),
     "tokenizer": Flag(),
     "tokenizer-mode": Flag(),
     "tokenizer-revision": Flag(),

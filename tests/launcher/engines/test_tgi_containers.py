@@ -182,3 +182,9 @@ def test_but_none_takes_the_model_s(refused):
 
 def test_it_may_write_to_folders_of_people_and_listen_on_its_port(container):
     assert container().capabilities == ("DAC_OVERRIDE", "NET_BIND_SERVICE")
+
+
+def test_an_image_for_processors_needs_no_gpu(container):
+    found = container({"devices": "cpu"}, {"version": "3.3.5-intel-cpu"})
+    assert found.image == f"{IMAGE}:3.3.5-intel-cpu"
+    assert flags(found.argv)["--num-shard"] == "1"
