@@ -61,7 +61,7 @@ _DEVICES_SCHEMA: dict[str, Any] = {
             "minItems": 1,
             "items": {"type": ["string", "integer", "array", "object"]},
         },
-        {"type": "object", "additionalProperties": {"type": ["string", "integer"]}},
+        {"type": "object", "additionalProperties": {"type": ["string", "integer", "object"]}},
     ]
 }
 Devices = Annotated[DeviceRequest, BeforeValidator(parse_devices), WithJsonSchema(_DEVICES_SCHEMA)]
