@@ -81,12 +81,19 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once all is ready; leave it running.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done and start nothing.")
+    ] = False,
     foreground_child: Annotated[bool, typer.Option("--foreground-child", hidden=True)] = False,
 ) -> int:
-    """Start a cluster, or adopt what runs of it, and look after it. Ctrl-C stops everything."""
+    """Start a cluster, or adopt what runs of it, and look after it. Ctrl-C stops everything.
+
+    Beside a launcher that runs already: show what the edited config changes, and have it followed,
+    one replica after the other, without a failed call.
+    """
     from launcher.commands import up as command
 
-    return command.run(config, detach=detach, is_child=foreground_child)
+    return command.run(config, detach=detach, dry_run=dry_run, is_child=foreground_child)
 
 
 @_verb

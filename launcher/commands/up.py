@@ -45,6 +45,10 @@ def run(path: Path, *, detach: bool = False, dry_run: bool = False, is_child: bo
         print(next_steps(), file=sys.stderr)
         return 2
     cluster = Cluster.load(path)
+    if dry_run:
+        from launcher.commands import dry_run as rehearsal
+
+        return rehearsal.run(cluster)
     try:
         if not detach:
             return _in_front(cluster, is_child=is_child)
