@@ -86,7 +86,7 @@ WRONG_VALUES = [
     ("/v1/chat/completions", {"messages": "a"}, "messages"),
     ("/v1/chat/completions", {"messages": [1]}, "messages"),
     ("/v1/chat/completions", {"messages": [{}], "stream": 1}, "stream"),
-    ("/v1/chat/completions", {"messages": [{}], "max_tokens": -1}, "max_tokens"),
+    ("/v1/chat/completions", {"messages": [{}], "max_tokens": -2}, "max_tokens"),
     ("/v1/completions", {}, "prompt"),
     ("/v1/completions", {"prompt": ""}, "prompt"),
     ("/v1/completions", {"prompt": []}, "prompt"),
