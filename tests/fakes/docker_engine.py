@@ -28,8 +28,11 @@ STOP_S = 60.0
 LOOK_EVERY_S = 0.02
 NEEDED_PROGRAMS = ("dockerd", "containerd", "containerd-shim-runc-v2", "runc", "docker-proxy")
 NEEDED_TOOLS = ("ip", "mount")
-OTHER_PROGRAMS = ("docker-init", "apparmor_parser", "modprobe", "ps", "unpigz", "xz")
-"""With those needed, all that the daemons find: their PATH has no hook of a host with GPUs."""
+OTHER_PROGRAMS = ("docker-init", "apparmor_parser", "iptables", "modprobe", "ps", "unpigz", "xz")
+"""With those needed, all that the daemons find: their PATH has no hook of a host with GPUs.
+
+iptables is used within containers only: rules there lead to the engine's name server.
+"""
 HOOK = "nvidia-container-runtime-hook"
 MARK = "GPU_FLEET_RIG"
 """In the environment of every process of an engine, with its folder: so the reaper finds them."""
