@@ -22,6 +22,8 @@ from launcher.engines.flags import Arg
 from launcher.gpu import Inventory
 
 _MAX_SLUG = 40
+# What each kind of engine calls the number of requests that it works on at a time.
+_PERMIT_FLAGS = ("max-concurrent-requests", "max-num-seqs", "parallel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class ReplicaSpec:
     @property
     def max_requests(self) -> int | None:
         """Requests at a time, if the config says so; else the router learns it."""
-        return _whole(self.args.get("max-concurrent-requests"))
+        return next(filter(None, (_whole(self.args.get(flag)) for flag in _PERMIT_FLAGS)), None)
 
     @property
     def max_tokens(self) -> int | None:

@@ -13,10 +13,11 @@ from launcher.engines.base import Fault
 Phrases = tuple[tuple[re.Pattern[str], Fault], ...]
 
 # Where engines put a request into a log line: text-generation-inference as the parameters of its
-# span, vLLM and Aphrodite with the prompt, pydantic as the value it refuses.
+# span, vLLM and Aphrodite with the prompt or the name of a model, uvicorn in its access log,
+# pydantic and chat templates in what they refuse.
 _QUOTES_A_CLIENT = re.compile(
     r"GenerateParameters \{|\bparameters=|\"parameters\":|\bprompt['\"]?:|Received request"
-    r"|\binput_value="
+    r"|Error with model |\"[A-Z]{3,7} /|\binput_value=|\bTemplateError: "
 )
 
 

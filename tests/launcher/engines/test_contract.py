@@ -152,6 +152,22 @@ def test_flags_that_are_not_the_operator_s_are_refused(name, flag, refused):
         assert "engine.env, as ${NAME}" in hint
 
 
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [
+        ("simulator", "max-concurrent-requests"),
+        ("tgi", "max-concurrent-requests"),
+        ("vllm", "max-num-seqs"),
+        ("aphrodite", "max-num-seqs"),
+        ("llamacpp", "parallel"),
+    ],
+)
+def test_the_router_is_told_how_many_requests_an_engine_takes_at_a_time(name, flag, spec):
+    assert spec({}, name).max_requests is None
+    model = {"max_total_tokens": 1000}
+    assert spec(model, {"name": name, "args": {flag: 7}}).max_requests == 7
+
+
 @EVERY
 def test_lines_that_tell_nothing_say_nothing(name):
     engine = ENGINES[name]

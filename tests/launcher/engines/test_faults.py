@@ -128,17 +128,19 @@ QUOTING = [
     "2024-03-22T10:00:00Z  INFO generate{{parameters=GenerateParameters {{ best_of: None, stop: "
     '["{0}"] }}}}: text_generation_router::server: router/src/server.rs:343: Success',
     "INFO 04-06 16:17:38 [logger.py:39] Received request cmpl-1: prompt: '{0}', params: x",
+    "ERROR [serving.py:1] Error with model error=ErrorInfo(message='no model `{0}`')",
+    'INFO:     172.17.0.1:41234 - "GET /v1/{0} HTTP/1.1" 404 Not Found',
+    "jinja2.exceptions.TemplateError: unknown role: {0}",
     "pydantic_core.ValidationError: 1 validation error [type=int, input_value='{0}']",
 ]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("form", QUOTING)
-@pytest.mark.parametrize(
-    "words", sorted({line for _, line, fault in LINES if fault is not None}, key=str)
-)
-def test_what_a_client_wrote_is_never_taken_for_the_engine_s_words(engine, form, words):
-    assert ENGINES[engine].fault_of(form.format(words)) is None
+def test_what_a_client_wrote_is_never_taken_for_the_engine_s_words(engine, form):
+    for _, words, fault in LINES:
+        if fault is not None:
+            assert ENGINES[engine].fault_of(form.format(words)) is None, words
 
 
 def test_the_parameters_of_a_call_are_not_believed_in_json_either():
