@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher import log_files
+from launcher import log_files, notify
 from launcher.cluster import DEFAULT_CONFIG, Cluster
 from launcher.state import ClusterLock, LockHeld
 from launcher.status import ClusterStatus
@@ -74,7 +74,7 @@ def _in_front(cluster: Cluster, *, is_child: bool) -> int:
         else:
             show = _live(cluster)
         with show as on_change:
-            asyncio.run(_supervise(Supervisor(cluster, on_change)))
+            asyncio.run(_supervise(Supervisor(cluster, notify.telling(on_change))))
     if not is_child:
         _say(f"cluster {cluster.config.cluster}: stopped, nothing of it runs")
     return 0
