@@ -27,7 +27,7 @@ from launcher.engines.model_source import (
 from launcher.engines.versions import LATEST
 from launcher.engines.visible_devices import cuda_env, order_env
 from router.config.mismatch import Mismatch
-from router.config.words import quoted
+from router.config.words import dotted, quoted
 
 if TYPE_CHECKING:
     from launcher.config import EngineConfig, ModelConfig
@@ -139,7 +139,7 @@ def _divided_context(engine: "EngineConfig") -> Iterator[Mismatch]:
     """Several slots of a context that nobody has named: each would get a part of the model's."""
     for path, args in engine.all_args():
         if (slots := args.get("parallel")) not in (None, 1, "1"):
-            found = f"{slots} slots ({'.'.join(map(str, ('engine', *path)))}.parallel), none sized"
+            found = f"{slots} slots ({dotted(('engine', *path))}.parallel) and no size for them"
             yield Mismatch(("max_total_tokens",), found, "the tokens that each slot shall hold")
 
 

@@ -24,7 +24,14 @@ from launcher.engines.model_source import (
     joined,
 )
 from launcher.engines.tgi_flags import FLAGS, RESERVED, RESERVED_ENV
-from launcher.engines.tgi_limits import EXAMPLE, check_limits, check_values, limits
+from launcher.engines.tgi_limits import (
+    EXAMPLE,
+    check_batch_flags,
+    check_batches,
+    check_limits,
+    check_values,
+    limits,
+)
 from launcher.engines.tgi_log import fault_of, phase_of, token_budget_of
 from launcher.engines.versions import Version
 from launcher.engines.visible_devices import cuda_env, order_env
@@ -54,8 +61,9 @@ _CACHE = "/data"
 _SHM_BYTES_PER_SHARD = 1024**3
 
 # The entrypoint of these is a shell script that takes no signals and passes none on: a stop would
-# always end in a kill. The later ones' script becomes the launcher, but passes its arguments on
-# unquoted: what a shell would split or expand travels by environment instead.
+# always end in a kill. The later ones' script becomes the launcher. Either passes its arguments on
+# unquoted, so what a shell would split or expand travels by environment instead, as it does for an
+# image of one's own that starts with such a script.
 _DEAF_SINCE, _DEAF_UNTIL = (2, 0, 0), (2, 4, 0)
 _SHELL_WOULD_CHANGE = re.compile(r"[\s*?\[\]]|^$")
 
@@ -76,7 +84,7 @@ class TgiEngine:
         yield from check_version(engine.version, FIRST, EXAMPLE)
         version = version_of_config(engine, IMAGE)
         for path, args in engine.all_args():
-            for bad in check_args(args, FLAGS, RESERVED, version):
+            for bad in (*check_args(args, FLAGS, RESERVED, version), *check_batch_flags(args)):
                 yield Mismatch(path + bad.path, bad.found, bad.expected)
         yield from check_env(engine, RESERVED_ENV)
         yield from check_volumes(engine, _MODEL)
@@ -87,6 +95,7 @@ class TgiEngine:
             yield from check_gpus(model, self.name)
         yield from check_values(model, version)
         yield from check_limits(model, version)
+        yield from check_batches(model, engine, version)
 
     def command(self, spec: "ReplicaSpec", port: int, host: str) -> Command:
         version = version_of_spec(spec, IMAGE)
@@ -111,7 +120,7 @@ class TgiEngine:
         model_id, mount = _source(spec, cache_dir)
         args = {**_model_flags(spec, model_id, version), **spec.args}
         is_deaf = _DEAF_SINCE <= version < _DEAF_UNTIL
-        awkward = _awkward(args) if version >= _DEAF_UNTIL else {}
+        awkward = _awkward(args) if version >= _DEAF_SINCE else {}
         env = {
             **order_env(spec.devices),
             # 2.3.0 moved downloads to a folder below; said always, all versions share them.

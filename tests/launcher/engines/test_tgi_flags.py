@@ -112,3 +112,39 @@ def test_variables_that_are_the_launcher_s_are_refused(variable, refused):
     assert variable not in refused({}, {"name": "tgi", "env": {"LOG_LEVEL": "debug"}})
     found = refused({}, {"name": "tgi", "env": {variable: "1"}})
     assert "a variable that the launcher sets itself" in found
+
+
+@pytest.mark.parametrize(
+    ("version", "model", "args", "expected"),
+    [
+        ("1.4.4", {"max_input_tokens": 1500}, {"max-batch-prefill-tokens": 1000}, "(1000)"),
+        ("2.4.1", {"max_input_tokens": 1500}, {"max-batch-prefill-tokens": 1000}, "(1000)"),
+        ("1.4.4", {"max_total_tokens": 6000}, {"max-batch-prefill-tokens": "5000"}, "(5000)"),
+        ("3.3.5", {"max_input_tokens": 1500}, {"max-batch-prefill-tokens": 1000}, ""),
+        ("1.4.4", {"max_input_tokens": 1000}, {"max-batch-prefill-tokens": 1000}, ""),
+        ("1.4.4", {}, {"max-batch-total-tokens": 2047}, "(2047)"),
+        ("3.3.5", {}, {"max-batch-total-tokens": 2047}, ""),
+        ("3.3.5", {"max_total_tokens": 9000}, {"max-batch-total-tokens": 8000}, "(8000)"),
+        (
+            "3.3.5",
+            {},
+            {"max-batch-prefill-tokens": 9000, "max-batch-total-tokens": 8000},
+            "at most max-batch-total-tokens (8000)",
+        ),
+        ("3.3.5", {}, {"validation-workers": 0}, "1 or more"),
+    ],
+)
+def test_batches_that_the_server_would_end_over(version, model, args, expected, refused):
+    found = refused(model, {"name": "tgi", "version": version, "args": args})
+    assert expected in found if expected else found == ""
+
+
+def test_a_replica_s_own_batches_are_judged_too(refused):
+    engine = {"name": "tgi", "per_replica": [{}, {"max-batch-total-tokens": 100}]}
+    found = refused({"replicas": 2, "max_total_tokens": 200}, engine)
+    assert "expected at most engine.per_replica[1].max-batch-total-tokens (100)" in found
+
+
+def test_a_way_to_quantize_that_cannot_be_divided(refused):
+    assert refused({"quantize": "exl2"}, "tgi") == ""
+    assert "exl2 on 2 GPUs" in refused({"quantize": "exl2", "gpus_per_replica": 2}, "tgi")
