@@ -33,6 +33,8 @@ from router.upstream import Upstream
 BACKLOG = 4096
 POLL_S = 0.02
 LOADING = frozenset({"pending", "starting", "loading"})
+FIRST_LIST_S = 5.0
+"""Until a router without any list serves all the same, as its launcher may be gone."""
 LAST_WORDS_S = 1.0
 """For error replies to go out once the drain bound has passed."""
 
@@ -89,9 +91,23 @@ class App:
             port = await self.admin.listen_tcp(admin.port, admin.token)
             self.log.event("admin", endpoint=f"http://127.0.0.1:{port}")
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._edge, sock=self.listener, backlog=BACKLOG)
+        # Under a launcher that has not told anything yet, calls wait in the socket.
+        serves = self._state_dir is None or self.fleet.is_told
+        self._server = await loop.create_server(
+            self._edge, sock=self.listener, backlog=BACKLOG, start_serving=serves
+        )
+        if not serves:
+            self.tasks.spawn(self._serve_once_told(self._server), "first list")
         gc.collect()
         gc.freeze()  # what exists now lives as long as the router: do not look at it again
+
+    async def _serve_once_told(self, server: asyncio.Server) -> None:
+        """A call that starts a cluster, or comes with it, is not refused for being that early."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_LIST_S):
+                await self._until(lambda: self.fleet.is_told)
+        if not self.handlers.is_draining:
+            await server.start_serving()
 
     def stop(self) -> None:
         """Finish the calls in flight and end; a second time (Ctrl-C twice): end at once."""
@@ -140,7 +156,7 @@ class App:
                 await self._until(lambda: not self.handlers.calls_running)
 
     async def _until(self, is_done: Callable[[], bool]) -> None:
-        """Looks every 20 ms: what is waited for here has several owners, and only while it ends."""
+        """Looks every 20 ms: what is waited for has several owners, and only at start and end."""
         while not is_done() and not self._at_once.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):

@@ -130,6 +130,11 @@ class Fleet:
         return [name for dispatcher in self for name in dispatcher.pool.names]
 
     @property
+    def is_told(self) -> bool:
+        """Whether a list has come yet, be it an empty one."""
+        return self._list is not None
+
+    @property
     def can_serve(self) -> bool:
         """A call would be served now, or as soon as a replica that is starting is there."""
         return any(
