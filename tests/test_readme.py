@@ -45,8 +45,14 @@ def containing(*words: str) -> list[str]:
 CURLS = containing("curl ")
 SHOWN = re.findall(r"^```sh\n(curl .*?)^```\n```\w*\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 ASKS = containing("launcher ask")
-CHECKS = containing("launcher validate", "launcher schema")
-VERBS = [command for command in containing("launcher ") if command not in (*ASKS, *CHECKS)]
+CHECKS = containing(
+    "launcher validate", "launcher schema", "launcher devices", "--gpu", "--dry-run"
+)
+ON_GPUS = [command for command in containing("configs/tgi.yaml") if command not in CHECKS]
+"""Run against a real Docker Engine, in tests/docker."""
+VERBS = [
+    command for command in containing("launcher ") if command not in (*ASKS, *CHECKS, *ON_GPUS)
+]
 ROUTERS = containing(".venv/bin/router")
 BENCHES = containing("tests.bench")
 
@@ -122,7 +128,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 
 def test_no_command_is_left_out() -> None:
-    known = [*INSTALLS, *CURLS, *ASKS, *CHECKS, *VERBS, *ROUTERS, *BENCHES]
+    known = [*INSTALLS, *CURLS, *ASKS, *CHECKS, *ON_GPUS, *VERBS, *ROUTERS, *BENCHES]
     assert [command for command in COMMANDS if command.strip() and command not in known] == []
     assert len(INSTALLS) == 2
     assert len(SHOWN) == len(CURLS) == 2
