@@ -58,6 +58,7 @@ class Reading:
     power_limit_w: float | None = None
     throttle_reasons: tuple[str, ...] = ()
     ecc_uncorrected: int | None = None  # since the driver was loaded
+    is_persistent: bool | None = None  # False: it falls asleep when idle, and wakes slowly
     processes: tuple[GpuProcess, ...] = ()
     trouble: str = ""
 

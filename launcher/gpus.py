@@ -308,6 +308,7 @@ def _reading(gpu: Gpu, handle: Any) -> Reading:
         power_limit_w=_watts(_ask("nvmlDeviceGetEnforcedPowerLimit", handle)),
         throttle_reasons=slowdowns(reasons or 0),
         ecc_uncorrected=_ask("nvmlDeviceGetTotalEccErrors", handle, 1, 0),
+        is_persistent=_flag(_ask("nvmlDeviceGetPersistenceMode", handle)),
         processes=tuple(_processes(handle)),
         trouble=remap_trouble(is_pending=rows[2] != 0, has_failed=rows[3] != 0) if rows else "",
     )
@@ -320,6 +321,10 @@ def _temperature_c(handle: Any) -> int | None:
 
 def _watts(milliwatts: int | None) -> float | None:
     return None if milliwatts is None else milliwatts / 1000
+
+
+def _flag(value: int | None) -> bool | None:
+    return None if value is None else value != 0
 
 
 def _processes(handle: Any) -> Iterable[GpuProcess]:

@@ -59,6 +59,7 @@ class FakeGpu:
     throttle: int | None = 1
     ecc: int | None = 0
     mig: int | None = 0
+    persistence: int | None = 1
     remap: tuple[int, int] | None = (0, 0)
     instance: tuple[int, int] | None = None
     parent: str | None = None
@@ -82,11 +83,14 @@ class FakeGpu:
 
 _KEYS = (
     *("name", "pci", "cc", "total", "used", "reserved", "util", "temp", "power", "limit"),
-    *("throttle", "ecc", "mig", "remap", "instance"),
+    *("throttle", "ecc", "mig", "persistence", "remap", "instance"),
 )
 # What a MIG slice does not tell: it is told of the whole GPU.
 _NOT_OF_SLICES: dict[str, Any] = {
-    key: None for key in ("cc", "util", "temp", "power", "limit", "throttle", "ecc", "mig", "remap")
+    key: None
+    for key in (
+        *("cc", "util", "temp", "power", "limit", "throttle", "ecc", "mig", "persistence", "remap"),
+    )
 }
 
 

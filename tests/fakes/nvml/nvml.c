@@ -5,6 +5,7 @@
  *   init 0                              the code nvmlInit returns; then driver, cuda
  *   gpu GPU-... | slice MIG-...         begins a GPU, or a slice of the GPU above; then one per line:
  *   name | pci | cc 9 0 | total | reserved | used | util | temp | power | limit | throttle | ecc | mig
+ *   persistence 0 or 1
  *   process PID BYTES | remap PENDING FAILED | instance GI CI
  *   error FUNCTION CODE                 that call fails with it ("*": every call)
  *   hang FUNCTION                       that call returns only once this line is gone
@@ -25,7 +26,7 @@ typedef struct { char function[48]; int code; } Rule;
 typedef struct { unsigned pid, pad; u64 used; unsigned gi, ci; } Process; /* version 3 */
 typedef struct {
   char uuid[96], name[96], pci[32];
-  int cc[2], util, temp, power, limit, mig, remap[2], instance[2], is_slice, parent;
+  int cc[2], util, temp, power, limit, mig, remap[2], instance[2], is_slice, parent, persistence;
   long long total, reserved, used, throttle, ecc;
   Process processes[PROCESSES];
   Rule rules[RULES];
@@ -58,7 +59,7 @@ static void line(const char *key, const char *rest) {
     snprintf(g->uuid, sizeof g->uuid, "%s", rest);
     g->is_slice = is_slice, g->parent = parent;
     g->cc[0] = g->util = g->temp = g->power = g->limit = g->mig = g->remap[0] = g->instance[0] = -1;
-    g->total = g->throttle = g->ecc = -1;
+    g->total = g->throttle = g->ecc = g->persistence = -1;
   } else if (!strcmp(key, "name")) snprintf(g->name, sizeof g->name, "%s", rest);
   else if (!strcmp(key, "pci")) snprintf(g->pci, sizeof g->pci, "%s", rest);
   else if (!strcmp(key, "cc")) sscanf(rest, "%d %d", &g->cc[0], &g->cc[1]);
@@ -71,6 +72,7 @@ static void line(const char *key, const char *rest) {
   else if (!strcmp(key, "limit")) g->limit = atoi(rest);
   else if (!strcmp(key, "throttle")) g->throttle = atoll(rest);
   else if (!strcmp(key, "ecc")) g->ecc = atoll(rest);
+  else if (!strcmp(key, "persistence")) g->persistence = atoi(rest);
   else if (!strcmp(key, "mig")) g->mig = atoi(rest);
   else if (!strcmp(key, "remap")) sscanf(rest, "%d %d", &g->remap[0], &g->remap[1]);
   else if (!strcmp(key, "instance")) sscanf(rest, "%d %d", &g->instance[0], &g->instance[1]);
@@ -239,6 +241,11 @@ int nvmlDeviceGetTotalEccErrors(void *handle, int type, int counter, u64 *count)
   if (g->ecc < 0) return UNSUPPORTED;
   *count = type == 1 && counter == 0 ? (u64)g->ecc : 0;
   return OK;
+}
+int nvmlDeviceGetPersistenceMode(void *handle, unsigned *mode) {
+  OPEN(handle);
+  *mode = (unsigned)g->persistence;
+  return g->persistence < 0 ? UNSUPPORTED : OK;
 }
 int nvmlDeviceGetRemappedRows(void *handle, unsigned *corrected, unsigned *uncorrected, unsigned *pending, unsigned *failed) {
   OPEN(handle);
