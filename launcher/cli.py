@@ -225,6 +225,29 @@ def devices(
 
 
 @_verb
+def doctor(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The cluster config; default: fleet.yaml, if any."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> int:
+    """Check whether this machine can run a cluster, before anything starts.
+
+    Exit code:
+
+    0 when nothing failed, warnings included;
+
+    1 when something did;
+
+    2 for a config that cannot be read.
+    """
+    from launcher.commands import doctor as command
+
+    return command.run(config, as_json=json)
+
+
+@_verb
 def schema() -> int:
     """Print the cluster config's JSON Schema, for editors."""
     from launcher.commands import schema as command

@@ -70,13 +70,14 @@ def gpu_notes(
     ours = {device for handle in owned for device in handle.devices}
     unclaimed = {uuid: reading for uuid, reading in used.items() if uuid not in ours}
     for uuid, others in strangers(unclaimed, own_pids=()).items():
-        named = ", ".join(map(_process, others[:_MOST_NAMED]))
+        named = ", ".join(map(name_process, others[:_MOST_NAMED]))
         more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
         notes.append(f"{wanted[uuid]}: not alone on GPU {uuid}: memory held by {named}{more}")
     return notes
 
 
-def _process(process: GpuProcess) -> str:
+def name_process(process: GpuProcess) -> str:
+    """For a message: `pid 4711 (python train.py, 3 GiB)`."""
     held = f", {show_bytes(process.used_bytes)}" if process.used_bytes else ""
     return f"pid {process.pid} ({process.name or 'another user or container'}{held})"
 

@@ -22,7 +22,7 @@ from router.errors import StateError
 RECORD_VERSION = 1
 # The last two are the router's: its replicas, and what an operator drained.
 _OF_A_RUN = ("status.json", "replicas.json", "replicas.part")
-_SOCKET_PATH_LIMIT_BYTES = 107  # sun_path, less its final zero
+SOCKET_PATH_LIMIT_BYTES = 107  # sun_path, less its final zero
 
 _MIN_FREE_BYTES = 16 * 1024**2
 
@@ -47,11 +47,11 @@ class StateFolder:
 
     def create(self) -> None:
         """Make the folder (mode 0700). StateError when that fails or its path is too long."""
-        if len(os.fsencode(self.admin_socket)) > _SOCKET_PATH_LIMIT_BYTES:
+        if len(os.fsencode(self.admin_socket)) > SOCKET_PATH_LIMIT_BYTES:
             raise StateError(
                 f"{self.path}: the path is too long for a unix socket in it "
                 f"({len(os.fsencode(self.admin_socket))} bytes, at most "
-                f"{_SOCKET_PATH_LIMIT_BYTES}); set runtime.state_dir to a shorter one"
+                f"{SOCKET_PATH_LIMIT_BYTES}); set runtime.state_dir to a shorter one"
             )
         try:
             for folder in (self.path, self.path / "logs", self.path / "replicas"):

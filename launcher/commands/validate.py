@@ -50,11 +50,11 @@ def summary(file: Path) -> tuple[Lines, list[str]]:
     source = read_source(file)
     if "replicas" in source.value and "models" not in source.value:
         alone = load_model(source, RouterFile)
-        return list(_router_lines(alone)), list(_open_endpoint(alone.router))
+        return list(_router_lines(alone)), list(open_endpoint(alone.router))
     config = load_model(source, ClusterConfig)
     lines = list(_cluster_lines(config, source.value["models"]))
     warnings = [*_missing_programs(config), *_missing_tokens(config)]
-    return lines, [*warnings, *_open_endpoint(config.router)]
+    return lines, [*warnings, *open_endpoint(config.router)]
 
 
 def _cluster_lines(config: "ClusterConfig", written: list[Any]) -> Iterator[tuple[str, str]]:
@@ -141,7 +141,7 @@ def _missing_tokens(config: "ClusterConfig") -> Iterator[str]:
             )
 
 
-def _open_endpoint(router: "RouterConfig") -> Iterator[str]:
+def open_endpoint(router: "RouterConfig") -> Iterator[str]:
     """The endpoint itself asks nobody for a key: who reaches it may use it."""
     if not _is_loopback(router.host):
         yield (
