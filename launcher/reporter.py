@@ -223,5 +223,6 @@ def _as_status(keeper: ReplicaKeeper) -> ReplicaStatus:
         started_at=instance.started_at if handle else None,
         max_tokens=instance.max_tokens,
         devices=keeper.spec.devices,
+        dialect=instance.dialect,
         is_outdated=handle is not None and handle.fingerprint != keeper.spec.fingerprint,
     )

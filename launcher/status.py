@@ -46,6 +46,7 @@ class ReplicaStatus:
     in_flight: int | None = None  # calls, from the router; None when it does not tell
     drained: bool = False  # by an operator: it runs, and could take calls
     devices: tuple[str, ...] = ()
+    dialect: str = "tgi"
     is_outdated: bool = False  # runs as an older config wanted it; replaced in its turn
     shunned: str = ""  # the router's word for why it sends nothing to a ready one; "" if it does
 

@@ -5,6 +5,7 @@ terminal each replica keeps to one line and what is long stands below the table;
 wide as it has to be, for grep.
 """
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -44,7 +45,7 @@ def render(
     if with_example:
         parts += [Text(line) for line in status.notes]
         if status.is_ready and status.endpoint and not status.is_stopping:
-            parts += [Text(line) for line in example(status.endpoint)]
+            parts += [Text(line) for line in example(status)]
     return Group(*parts)
 
 
@@ -110,14 +111,22 @@ def waiting_for(status: ClusterStatus) -> str:
     return ", ".join(names)
 
 
-def example(endpoint: str) -> list[str]:
-    """A first request that can be pasted as it is."""
-    body = '{"inputs":"What is Deep Learning?","parameters":{"max_new_tokens":20}}'
+def example(status: ClusterStatus) -> list[str]:
+    """A first request that can be pasted as it is, on a route that the first replica has."""
+    endpoint = status.endpoint
+    body: dict[str, object] = {
+        "inputs": "What is Deep Learning?",
+        "parameters": {"max_new_tokens": 20},
+    }
+    path = "/generate"
+    if status.replicas and (first := status.replicas[0]).dialect == "openai":
+        path = "/v1/completions"
+        body = {"model": first.model, "prompt": "What is Deep Learning?", "max_tokens": 20}
     return [
         f"ready: {endpoint}",
-        f"  curl {endpoint}/generate \\",
+        f"  curl {endpoint}{path} \\",
         "    -H 'Content-Type: application/json' \\",
-        f"    -d {shlex.quote(body)}",
+        f"    -d {shlex.quote(json.dumps(body, separators=(',', ':')))}",
     ]
 
 
@@ -139,7 +148,7 @@ def transitions(
     if before and summary(before) != summary(after):
         yield summary(after)
     if after.is_ready and after.endpoint and not (before and before.is_ready):
-        yield from example(after.endpoint)
+        yield from example(after)
 
 
 def _line(replica: ReplicaStatus, command: Command) -> str:

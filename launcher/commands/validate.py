@@ -127,12 +127,13 @@ def _missing_programs(config: "ClusterConfig") -> Iterator[str]:
 
 
 def _missing_tokens(config: "ClusterConfig") -> Iterator[str]:
+    from launcher.engines import ENGINES
     from launcher.engines.model_source import TOKEN_VARIABLES
 
     for model in config.models:
         engine = config.engine_of(model)
         known = {**os.environ, **engine.env}
-        if engine.name != "tgi" or Path(model.id).expanduser().exists():
+        if not ENGINES[engine.name].downloads or model.id.startswith(("/", "~", ".")):
             continue
         if not any(known.get(name) for name in TOKEN_VARIABLES):
             yield (

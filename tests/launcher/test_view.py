@@ -49,12 +49,29 @@ def test_the_first_request_is_shown_once_all_is_ready() -> None:
     assert "curl" in rendered(status(READY), with_example=True)
 
 
-def test_the_first_request_can_be_pasted() -> None:
-    lines = view.example("http://127.0.0.1:8080")[1:]
+@pytest.mark.parametrize(
+    ("dialect", "path", "prompt"),
+    [("tgi", "/generate", "inputs"), ("openai", "/v1/completions", "prompt")],
+)
+def test_the_first_request_can_be_pasted(dialect, path, prompt) -> None:
+    lines = view.example(status(replace(READY, dialect=dialect)))[1:]
     assert max(map(len, lines)) <= 80  # a wrapped line would not paste
     argv = shlex.split("\n".join(lines).replace("\\\n", ""))
-    assert argv[:2] == ["curl", "http://127.0.0.1:8080/generate"]
-    assert json.loads(argv[-1])["inputs"]
+    assert argv[:2] == ["curl", f"http://127.0.0.1:8080{path}"]
+    assert json.loads(argv[-1])[prompt]
+
+
+def test_containers_are_shown_by_their_id() -> None:
+    container = replace(READY, pid=None, ref="3f2a9c1b7d10aaaa", shown="container 3f2a9c1b7d10")
+    lines = list(view.plain(status(container)))
+    assert lines[3].split()[2] == "CONTAINER"
+    assert lines[4].split()[2] == "3f2a9c1b7d10"
+
+
+def test_what_is_still_to_be_replaced_is_counted_and_named() -> None:
+    text = rendered(status(READY, replace(READY, id="replica-1", is_outdated=True)))
+    assert "2 of 2 replicas ready, 1 to be replaced" in text
+    assert "runs with an older config, to be replaced" in text
 
 
 def test_transitions_are_told_once() -> None:
