@@ -9,6 +9,7 @@ import asyncio
 import functools
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,7 @@ class DockerEngine:
     def connect(self, timeout_s: float) -> "APIClient":
         """A client of its own, for a thread; blocks. The caller closes it."""
         try:
+            self._knock()
             import docker
             from docker.utils import kwargs_from_env
 
@@ -115,9 +117,17 @@ class DockerEngine:
     def _run(self, call: "Callable[[APIClient], T]", timeout_s: float) -> T:
         client = self._client(timeout_s)
         try:
+            self._knock()
             return call(client)
         except Exception as exc:
             raise self.translated(exc) from exc
+
+    def _knock(self) -> None:
+        """Whether anybody listens. The SDK leaks a socket, and its errors say less, if not."""
+        if self.socket_path is not None:
+            with socket.socket(socket.AF_UNIX) as door:
+                door.settimeout(_LOOK_TIMEOUT_S)
+                door.connect(self.socket_path)
 
     def _client(self, timeout_s: float) -> "APIClient":
         with self._connecting:
@@ -145,10 +155,11 @@ class LongReply:
     ) -> Iterator[T]:
         """Blocks for each item. Ends when the reply does, or on `close`; raises as calls do."""
 
-        def remember(response: Any, *_args: object, **_how: object) -> None:
-            self._response = response
-            if self.is_closed:
-                self._cut()
+        def remember(response: Any, *_args: object, **how: object) -> None:
+            if how.get("stream"):  # not what is asked on the way to it
+                self._response = response
+                if self.is_closed:
+                    self._cut()
 
         try:
             with closing(self._engine.connect(_ACT_TIMEOUT_S)) as client:
@@ -163,7 +174,9 @@ class LongReply:
             if not self.is_closed:
                 raise self._engine.translated(exc) from exc
         finally:
-            self._response = None
+            response, self._response = self._response, None
+            if response is not None:
+                response.close()
 
     def pause(self, seconds: float) -> None:
         """Wait, unless it is closed."""

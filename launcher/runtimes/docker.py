@@ -11,11 +11,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import ports, processes
+from launcher import exits, ports, processes
 from launcher.config import ClusterConfig, DockerConfig
 from launcher.docker import endings
 from launcher.docker.container import Container, container_name, container_of, require_possible
@@ -55,6 +55,14 @@ _KILL_WAIT_S = 10.0
 _RUNNING = ("running", "paused", "restarting")
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was so when a container was first looked at."""
+
+    started_at: str
+    oom_kills: int  # by this machine's kernel
+
+
 class DockerRuntime:
     """Runs one cluster's replicas; `command_of(spec, cache_dir)` says what is in a container."""
 
@@ -79,7 +87,7 @@ class DockerRuntime:
         self._ports: dict[str, int] = {}  # by replica: given out, and kept for its next start
         self._starting: set[str] = set()
         self._exits: dict[str, tuple[str, Exit]] = {}  # by replica: the container that ended last
-        self._began: dict[str, str] = {}  # by container: when it was started, as first seen
+        self._seen: dict[str, _Seen] = {}  # by container
 
     @classmethod
     def of(cls, config: ClusterConfig, folder: StateFolder) -> "DockerRuntime":
@@ -222,9 +230,10 @@ class DockerRuntime:
         raise StartError(f"{spec.id}: {_PORT_TRIES} ports in a row were taken on {place.host}")
 
     async def _run(self, container: Container, handle: Handle) -> Handle:
+        oom_kills = exits.oom_kills()
         found = await self._containers.run(container)
         started = replace(handle, ref=found["Id"], pid=found["State"]["Pid"] or None)
-        self._began[started.ref] = found["State"]["StartedAt"]
+        self._seen[started.ref] = _Seen(found["State"]["StartedAt"], oom_kills)
         self._logs.follow(started.replica_id, started.ref)
         return started
 
@@ -278,10 +287,12 @@ class DockerRuntime:
             log.warning("%s: %s was paused; it goes on", handle.replica_id, handle.shown)
             await self._containers.unpause(handle.ref)
             return None
-        ended = endings.ending_of(state)
+        seen = self._seen.setdefault(handle.ref, _Seen(state["StartedAt"], exits.oom_kills()))
+        memory_ran_out = exits.oom_kills() > seen.oom_kills
+        ended = endings.ending_of(state, memory_ran_out=memory_ran_out)
         if ended is not None:
             await pump.has_ended(_LOG_END_S)  # its last words are wanted next
-        elif state["StartedAt"] != self._began.setdefault(handle.ref, state["StartedAt"]):
+        elif state["StartedAt"] != seen.started_at:
             ended = endings.RESTARTED
         return None if ended is None else self._remember(handle, ended)
 
@@ -320,7 +331,7 @@ class DockerRuntime:
         return True
 
     def _forget(self, handle: Handle) -> None:
-        self._began.pop(handle.ref, None)
+        self._seen.pop(handle.ref, None)
         self._logs.forget(handle.replica_id, handle.ref)
 
     # ---- finding again
