@@ -12,7 +12,7 @@ from launcher.docker.container import PIDS_LIMIT, Container, bind
 from launcher.docker.gpu_injection import DRIVER_CAPABILITIES, Injection
 
 _SECRET_NAME = re.compile(
-    r"TOKEN|SECRET|PASSW|CREDENTIAL|(^|_)(API|ACCESS|PRIVATE)?_?KEY(_|$)|AUTH"
+    r"SECRET|PASSW|CREDENTIAL|APIKEY|(^|_)(TOKEN|KEY|AUTH|AUTHORIZATION|BEARER|PAT)(_|$)"
 )
 _SECRET_VALUE = re.compile(r"^(hf_|sk-|ghp_|github_pat_|glpat-|eyJ)|://[^/@\s]*:[^/@\s]+@")
 _UNITS = (("g", 1024**3), ("m", 1024**2), ("k", 1024))
