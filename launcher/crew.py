@@ -6,8 +6,10 @@ what changed gets a new keeper that replaces it in its turn; what is gone is dra
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import aiohttp
@@ -25,6 +27,8 @@ from router.errors import OperatorError
 
 log = logging.getLogger("launcher")
 
+_NO_BOUND = 1_000_000
+
 Restore = Callable[[Instance], None]
 IsHere = Callable[[ReplicaSpec], bool]
 """Whether a model's files need no download."""
@@ -33,15 +37,38 @@ IsHere = Callable[[ReplicaSpec], bool]
 @dataclass(eq=False, slots=True)
 class _Kept:
     keeper: ReplicaKeeper
+    turn: ReplaceTurn
     task: "asyncio.Task[None] | None" = None
+
+    @property
+    def is_over(self) -> bool:
+        """It was given up."""
+        return self.task is not None and self.task.done()
+
+    @property
+    def leaves(self) -> set[str]:
+        """GPUs it is still on, and will not be once it follows its config."""
+        handle = self.keeper.instance.handle
+        return set(handle.devices if handle else ()) - set(self.keeper.spec.devices)
 
 
 @dataclass(eq=False, slots=True)
 class _Leaving:
     """One that is on its way out, and the GPUs that are free once it is."""
 
-    devices: tuple[str, ...]
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    devices: frozenset[str]
+    keeper: ReplicaKeeper | None = None  # None: of no keeper, an earlier launcher started it
+
+
+@dataclass(frozen=True, slots=True)
+class _Succession:
+    """A new keeper, and what it begins with: at most one of the two handles."""
+
+    kept: _Kept
+    adopted: Handle | None = None
+    outdated: Handle | None = None
+    is_out: bool = False
+    """It is back where it was before only when it is ready."""
 
 
 class Crew:
@@ -62,15 +89,24 @@ class Crew:
         self._changed = changed
         self._kept: dict[str, _Kept] = {}
         self._leaving: list[_Leaving] = []
-        self._retiring: list[ReplicaKeeper] = []
+        self._gates: dict[str, tuple[tuple[object, ...], LoadGate]] = {}
+        self._turns: dict[str, ReplaceTurn] = {}
+        self._on_gpu = asyncio.Semaphore()
+        self._elsewhere = asyncio.Semaphore(_NO_BOUND)
+        self._max_loading = 1
+        self._moved = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._rules = Rules(RestartPolicy(), 0.0)
 
     def __iter__(self) -> Iterator[ReplicaKeeper]:
-        """In the config's order, then those that leave."""
-        yield from (kept.keeper for kept in self._kept.values())
-        yield from self._retiring
+        """In the config's order, then those that leave; each id once.
+
+        A replica that comes back while it still leaves is told once it has left.
+        """
+        leaving = {one.keeper.spec.id: one.keeper for one in self._leaving if one.keeper}
+        yield from (kept.keeper for name, kept in self._kept.items() if name not in leaving)
+        yield from leaving.values()
 
     @property
     def handles(self) -> list[Handle]:
@@ -86,88 +122,147 @@ class Crew:
         """Make the keepers, with what is known of what runs; nothing is begun yet."""
         self._follow(runtime)
         running = {spec.id: handle for spec, handle in (*plan.adopt, *plan.replace)}
-        makers = self._makers(specs, runtime)
         for spec in specs:
-            keeper = makers[spec.model](spec)
+            kept = self._kept[spec.id] = self._made(spec)
             if handle := running.get(spec.id):
-                keeper.instance.handle, keeper.instance.generation = handle, handle.generation
-                restore(keeper.instance)
-            self._kept[spec.id] = _Kept(keeper)
+                instance = kept.keeper.instance
+                instance.handle, instance.generation = handle, handle.generation
+                restore(instance)
 
     def begin(self, group: asyncio.TaskGroup, plan: Plan) -> None:
         """Let them work, as tasks of `group`."""
         self._group = group
         for stray in plan.strays:
-            leaving = _Leaving(stray.devices)
+            leaving = _Leaving(frozenset(stray.devices))
             self._leaving.append(leaving)
             self._spawn(self._stop_stray(stray, leaving))
         adopt = {spec.id: handle for spec, handle in plan.adopt}
         outdated = {spec.id: handle for spec, handle in plan.replace}
-        for name, kept in self._kept.items():
-            self._set_to_work(kept, adopt.get(name), outdated.get(name))
+        self._set_to_work(
+            [
+                _Succession(kept, adopt.get(name), outdated.get(name), is_out=True)
+                for name, kept in self._kept.items()
+            ]
+        )
 
     async def change(self, specs: Sequence[ReplicaSpec], runtime: RuntimeConfig) -> None:
         """Follow a new config: what it does not change goes on undisturbed."""
         self._follow(runtime)
-        makers = self._makers(specs, runtime)
-        before, self._kept = self._kept, {}
         wanted = {spec.id: spec for spec in specs}
+        before = self._kept
+        same = {name for name, kept in before.items() if _goes_on(kept, wanted.get(name))}
+        await self._relieve([kept for name, kept in before.items() if name not in same])
+        new = {spec.id: before[spec.id] if spec.id in same else self._made(spec) for spec in specs}
+        heirs = [
+            self._succession(before.get(name), kept)
+            for name, kept in new.items()
+            if name not in same
+        ]
+        # No await from here on: what is told in between would lack replicas that serve.
+        self._kept = new
+        for name in same:
+            _update(new[name].keeper, wanted[name])
         for name, kept in before.items():
             if name not in wanted:
-                await _cancel(kept)
                 self._retire(kept.keeper)
-        for spec in specs:
-            old = before.get(spec.id)
-            if old is not None and old.keeper.spec.fingerprint == spec.fingerprint:
-                self._kept[spec.id] = old
-            else:
-                self._kept[spec.id] = await self._succeed(old, makers[spec.model](spec))
-        self._changed()
+        self._set_to_work(list(self._out_of_circles(heirs)))
+        self._note()
 
-    async def _succeed(self, old: _Kept | None, keeper: ReplicaKeeper) -> _Kept:
+    async def _relieve(self, outgoing: Sequence[_Kept]) -> None:
+        """Keepers that end here; what they run goes on, unless it serves nobody yet."""
+        tasks = [kept.task for kept in outgoing if kept.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for kept in outgoing:
+            kept.turn.give_back(kept.keeper)
+        async with asyncio.TaskGroup() as group:
+            for kept in outgoing:
+                if kept.keeper.instance.phase in (Phase.STARTING, Phase.LOADING):
+                    group.create_task(self._stop_loading(kept.keeper.instance))
+
+    async def _stop_loading(self, instance: Instance) -> None:
+        if instance.handle is not None:
+            await self._stop_quietly(instance.handle, 0.0)
+            instance.handle = None
+
+    def _succession(self, old: _Kept | None, kept: _Kept) -> _Succession:
         """A keeper with a new spec takes over what the old one had running."""
-        kept, handle, was_ready = _Kept(keeper), None, False
-        if old is not None:
-            await _cancel(old)
-            before = old.keeper.instance
-            handle, was_ready = before.handle, before.phase is Phase.READY
-            keeper.instance.take_over(before)
-        if handle is not None and not was_ready:
-            await self._stop_quietly(handle, 0.0)  # it served nobody yet
-            keeper.instance.handle = handle = None
-        is_same = handle is not None and handle.fingerprint == keeper.spec.fingerprint
-        self._set_to_work(kept, handle if is_same else None, None if is_same else handle)
-        return kept
+        if old is None:
+            return _Succession(kept)
+        kept.keeper.instance.take_over(old.keeper.instance)
+        handle = kept.keeper.instance.handle
+        is_same = handle is not None and handle.fingerprint == kept.keeper.spec.fingerprint
+        if is_same:
+            return _Succession(kept, adopted=handle, is_out=True)
+        return _Succession(kept, outdated=handle, is_out=handle is None)
 
-    def _set_to_work(self, kept: _Kept, adopted: Handle | None, outdated: Handle | None) -> None:
-        kept.task = self._spawn(self._work(kept.keeper, adopted, outdated))
+    def _out_of_circles(self, heirs: Sequence[_Succession]) -> Iterator[_Succession]:
+        """Replicas that change places on the same GPUs would wait for each other: all of these
+        leave first, and start anew then."""
+        stuck = _circle([heir.kept for heir in heirs])
+        for heir in heirs:
+            if heir.outdated is None or heir.kept not in stuck:
+                yield heir
+                continue
+            self._retire(heir.kept.keeper)
+            heir.kept.keeper.instance.handle = None
+            yield _Succession(heir.kept)
+
+    def _set_to_work(self, heirs: Sequence[_Succession]) -> None:
+        """Those that are out say so before anybody else may go out."""
+        for heir in heirs:
+            keeper = heir.kept.keeper
+            if heir.is_out and heir.outdated is None and not self._is_blocked(keeper):
+                heir.kept.turn.join(keeper)
+        for heir in heirs:
+            if heir.outdated is not None:  # it serves meanwhile, also where it waits for a GPU
+                instance = heir.kept.keeper.instance
+                instance.move(Phase.READY, "runs with an older config", time.monotonic())
+            work = self._work(heir.kept.keeper, heir.adopted, heir.outdated)
+            heir.kept.task = self._spawn(work)
 
     async def _work(
         self, keeper: ReplicaKeeper, adopted: Handle | None, outdated: Handle | None
     ) -> None:
-        if adopted is None:
-            await self._until_free(keeper.spec.devices)
+        if adopted is None and self._is_blocked(keeper):
+            keeper.instance.reason = "waits until its GPU is free"
+            while self._is_blocked(keeper):
+                await self._moved.wait()
         await keeper.run(adopted=adopted, outdated=outdated)
 
-    async def _until_free(self, devices: Iterable[str]) -> None:
-        """Until nothing that leaves holds one of these GPUs."""
-        needed = set(devices)
-        for leaving in list(self._leaving):
-            if needed.intersection(leaving.devices):
-                await leaving.gone.wait()
+    def _is_blocked(self, keeper: ReplicaKeeper) -> bool:
+        """Whether something that will go is still there: on one of its GPUs, or itself."""
+        needed, name = set(keeper.spec.devices), keeper.spec.id
+        is_here = any(one.keeper and one.keeper.spec.id == name for one in self._leaving)
+        others = [kept for kept in self._kept.values() if kept.keeper is not keeper]
+        taken = chain(*(one.devices for one in self._leaving), *(other.leaves for other in others))
+        return is_here or not needed.isdisjoint(taken)
 
     def _retire(self, keeper: ReplicaKeeper) -> None:
-        leaving = _Leaving(keeper.spec.devices)
+        handle = keeper.instance.handle
+        if handle is None:
+            return
+        last = self._for_the_end(keeper)
+        leaving = _Leaving(frozenset((*keeper.spec.devices, *handle.devices)), last)
         self._leaving.append(leaving)
-        self._retiring.append(keeper)
-        self._spawn(self._see_off(keeper, leaving))
+        self._spawn(self._see_off(last, leaving))
+
+    def _for_the_end(self, keeper: ReplicaKeeper) -> ReplicaKeeper:
+        """One that drains what runs, wherever `keeper` was with that when it was cancelled."""
+        if keeper.instance.phase is Phase.READY:
+            return keeper
+        last = self._keeper(keeper.spec, LoadGate(self._elsewhere))
+        last.instance.take_over(keeper.instance)
+        last.instance.move(Phase.READY, "to be stopped", time.monotonic())
+        return last
 
     async def _see_off(self, keeper: ReplicaKeeper, leaving: _Leaving) -> None:
         try:
             await keeper.retire()
         except OperatorError as exc:
             log.error("%s", exc)
-        self._retiring.remove(keeper)
         self._let_go(leaving)
 
     async def _stop_stray(self, stray: Handle, leaving: _Leaving) -> None:
@@ -176,8 +271,13 @@ class Crew:
         self._let_go(leaving)
 
     def _let_go(self, leaving: _Leaving) -> None:
-        leaving.gone.set()
         self._leaving.remove(leaving)
+        self._note()
+
+    def _note(self) -> None:
+        """News, for those outside and for those who wait for a GPU."""
+        moved, self._moved = self._moved, asyncio.Event()
+        moved.set()
         self._changed()
 
     async def _stop_quietly(self, handle: Handle, grace_s: float) -> None:
@@ -189,26 +289,37 @@ class Crew:
     def _follow(self, runtime: RuntimeConfig) -> None:
         self._rules.policy = RestartPolicy(**runtime.restart.model_dump())
         self._rules.stop_grace_s = runtime.stop_grace_s
+        if runtime.max_loading != self._max_loading:
+            self._max_loading = runtime.max_loading
+            self._on_gpu = asyncio.Semaphore(runtime.max_loading)
 
-    def _makers(
-        self, specs: Sequence[ReplicaSpec], runtime: RuntimeConfig
-    ) -> Mapping[str, Callable[[ReplicaSpec], ReplicaKeeper]]:
-        """By model, what makes a keeper: its replicas share their gate and their turn."""
-        on_gpu = asyncio.Semaphore(runtime.max_loading)
-        elsewhere = asyncio.Semaphore(max(1, len(specs)))
-        makers: dict[str, Callable[[ReplicaSpec], ReplicaKeeper]] = {}
-        for spec in specs:
-            if spec.model not in makers:
-                slots = on_gpu if spec.devices else elsewhere
-                gate = LoadGate(slots, is_open=self._is_here(spec))
-                makers[spec.model] = self._maker(gate, ReplaceTurn())
-        return makers
+    def _made(self, spec: ReplicaSpec) -> _Kept:
+        return _Kept(self._keeper(spec, self._gate(spec)), self._turn(spec))
 
-    def _maker(self, gate: LoadGate, turn: ReplaceTurn) -> Callable[[ReplicaSpec], ReplicaKeeper]:
+    def _keeper(self, spec: ReplicaSpec, gate: LoadGate) -> ReplicaKeeper:
         around = Surroundings(
-            self._runtime, self._session, self._rules, gate, turn, self._drained, self._changed
+            self._runtime,
+            self._session,
+            self._rules,
+            gate,
+            self._turn(spec),
+            self._drained,
+            self._note,
         )
-        return lambda spec: ReplicaKeeper(spec, ENGINES[spec.engine_name], around)
+        return ReplicaKeeper(spec, ENGINES[spec.engine_name], around)
+
+    def _turn(self, spec: ReplicaSpec) -> ReplaceTurn:
+        """One for each model, whatever becomes of its config."""
+        return self._turns.setdefault(spec.model, ReplaceTurn())
+
+    def _gate(self, spec: ReplicaSpec) -> LoadGate:
+        """A model's replicas share it as long as they load the same files."""
+        slots = self._on_gpu if spec.devices else self._elsewhere
+        what = (spec.model_id, spec.revision, slots)
+        known = self._gates.get(spec.model)
+        if known is None or known[0] != what:
+            known = self._gates[spec.model] = (what, LoadGate(slots, is_open=self._is_here(spec)))
+        return known[1]
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         assert self._group is not None, "begin() comes first"
@@ -227,8 +338,12 @@ class Crew:
     async def stop_all(self) -> None:
         """End every replica; raises nothing, what resists is logged. After the tasks are over."""
         async with asyncio.TaskGroup() as group:
-            for keeper in self:
+            for keeper in self._everybody():
                 group.create_task(self._stop(keeper))
+
+    def _everybody(self) -> Iterator[ReplicaKeeper]:
+        yield from (kept.keeper for kept in self._kept.values())
+        yield from (leaving.keeper for leaving in self._leaving if leaving.keeper)
 
     async def _stop(self, keeper: ReplicaKeeper) -> None:
         try:
@@ -237,7 +352,27 @@ class Crew:
             log.error("%s", exc)
 
 
-async def _cancel(kept: _Kept) -> None:
-    if kept.task is not None:
-        kept.task.cancel()
-        await asyncio.wait([kept.task])
+def _goes_on(kept: _Kept, spec: ReplicaSpec | None) -> bool:
+    """Unchanged; one that was given up is tried again, as somebody has just seen to it."""
+    is_same = spec is not None and kept.keeper.spec.fingerprint == spec.fingerprint
+    return is_same and not kept.is_over
+
+
+def _update(keeper: ReplicaKeeper, spec: ReplicaSpec) -> None:
+    """What can change without a restart: its model's name, how long a start may take."""
+    keeper.spec = spec
+    keeper.instance.model = spec.model
+
+
+def _circle(kept: Sequence[_Kept]) -> list[_Kept]:
+    """Those that wait for each other's GPUs, and those that wait for them."""
+    left = list(kept)
+    while True:
+        stuck = [
+            one
+            for one in left
+            if any(set(one.keeper.spec.devices) & other.leaves for other in left if other != one)
+        ]
+        if len(stuck) == len(left):
+            return stuck
+        left = stuck

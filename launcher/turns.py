@@ -6,6 +6,7 @@ back however that ends.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -48,25 +49,48 @@ class LoadGate:
 
 
 class ReplaceTurn:
-    """Held from the moment a replica of a model is taken out until its successor is ready.
+    """Held by a replica of a model that is out: from its being taken until it is ready.
 
-    One that fails to come back keeps the turn: a change that does not work takes out one replica.
+    One at a time is taken; those that are out already `join`, so that nobody follows them before
+    they are back. One that fails to come back stays out: a change that does not work takes out one.
     """
 
     def __init__(self) -> None:
-        self._lock = asyncio.Lock()
-        self._owner: object | None = None
+        self._out: dict[object, None] = {}
+        self._waiting: deque[tuple[object, asyncio.Future[None]]] = deque()
 
     @property
     def owner(self) -> object | None:
-        return self._owner
+        """The first of those that are out."""
+        return next(iter(self._out), None)
+
+    def join(self, owner: object) -> None:
+        """It is out, and waits for nobody."""
+        self._out[owner] = None
 
     async def take(self, owner: object) -> None:
-        await self._lock.acquire()
-        self._owner = owner
+        """First come, first served, once nobody is out."""
+        if not self._out and not self._waiting:
+            self._out[owner] = None
+            return
+        granted = asyncio.get_running_loop().create_future()
+        self._waiting.append((owner, granted))
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if granted.cancelled():
+                self._waiting.remove((owner, granted))
+            else:  # its turn came in the same moment
+                self.give_back(owner)
+            raise
 
     def give_back(self, owner: object) -> None:
-        """By anybody, at any time: nothing happens unless `owner` holds it."""
-        if self._owner is owner:
-            self._owner = None
-            self._lock.release()
+        """By anybody, at any time: nothing happens unless `owner` is out."""
+        if owner not in self._out:
+            return
+        del self._out[owner]
+        waiting = (one for one in self._waiting if not one[1].done())
+        if not self._out and (following := next(waiting, None)):
+            self._waiting.remove(following)
+            self._out[following[0]] = None
+            following[1].set_result(None)
