@@ -61,7 +61,9 @@ def _found(own_env: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str,
 
 def _no_token(model: ModelConfig) -> Finding:
     if _GATED.match(model.id):
-        found = "no HF_TOKEN here, and its maker's models are mostly gated: the hub refuses them"
+        found = (
+            "no HF_TOKEN here, and its maker's models are mostly gated: the hub gives none without"
+        )
         return warned(found, f"accept its licence on the hub, then {_SET_ONE}", about=model.id)
     return passed("no HF_TOKEN here; public models need none", about=model.id)
 

@@ -71,7 +71,9 @@ def together(results: Iterable[Result]) -> Iterator[Result]:
     for result in results:
         names.setdefault(_told(result), []).append(result.check)
     for told, checks in names.items():
-        yield Result("", Finding(Verdict.SKIP, f"{', '.join(dict.fromkeys(checks))}: {told}"))
+        yield Result(
+            "not looked at", Finding(Verdict.SKIP, f"{', '.join(dict.fromkeys(checks))}: {told}")
+        )
 
 
 def summary(results: Iterable[Result]) -> str:

@@ -85,6 +85,14 @@ def oom_image(engine, tag: str = "localhost:1/gpu-fleet/oom:test", message: str 
     return _shell_image(engine, tag, script, message)
 
 
+def program_image(engine, tag: str, name: str, script: str) -> str:
+    """Has a program of that name on its PATH, which is this shell script."""
+    content = _Content()
+    _add_programs(content, "sh", "cat", "sleep")
+    content.add_text(f"/usr/local/bin/{name}", f"#!/bin/sh\n{script}\n", 0o755)
+    return _imported(engine, tag, content, [f"ENTRYPOINT {json.dumps([name])}"])
+
+
 def _shell_image(engine, tag: str, script: str, message: str) -> str:
     content = _Content()
     _add_programs(content, "sh", "cat", "sleep")
