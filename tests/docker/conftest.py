@@ -19,9 +19,12 @@ BUILD_S = 900
 
 def load_fake(name):
     """A module of tests/fakes: `tests` is no package, so it is loaded by its place."""
-    full_name = f"gpu_fleet_fakes_{name}"
+    return load_module(f"gpu_fleet_fakes_{name}", FAKES / f"{name}.py")
+
+
+def load_module(full_name, path):
     if full_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(full_name, FAKES / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(full_name, path)
         module = sys.modules[full_name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return sys.modules[full_name]
@@ -111,6 +114,12 @@ def tgi_image(shared_engine, images):
 
 
 @pytest.fixture(scope="session")
+def product_image(shared_client):
+    """The tag of the product's own image, built from this checkout."""
+    return load_fake("product_image").product_image(shared_client)
+
+
+@pytest.fixture(scope="session")
 def llama_image(shared_engine, images):
     """The tag of an image with a real llama-server, which is built if it never was."""
     llama_server = load_fake("llama_server")
@@ -123,3 +132,30 @@ def llama_image(shared_engine, images):
 def tiny_gguf(tmp_path_factory):
     """A model for it, alone in its folder."""
     return load_fake("tiny_gguf").tiny_gguf(tmp_path_factory.mktemp("models") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def loads():
+    """The module `tests/e2e/load.py`: clients that check every answer."""
+    return load_module("gpu_fleet_e2e_load", HERE.parent / "e2e" / "load.py")
+
+
+@pytest.fixture(scope="session")
+def fleets(shared_engine, shared_client, docker_engines, tgi_image):
+    """``with fleets() as fleet``: a `ContainerFleet`, ended by `launcher down`, which must do."""
+    module = load_module("gpu_fleet_container_fleet", HERE / "container_fleet.py")
+    nvml = load_fake("nvml")
+
+    def gpus(folder):
+        made = nvml.FakeNvml(folder)
+        for uuid in docker_engines.GPUS:
+            made.add_gpu(uuid)
+        return made
+
+    return lambda: module.container_fleet(shared_engine, shared_client, gpus)
+
+
+@pytest.fixture
+def fleet(engine, fleets):
+    with fleets() as fleet:
+        yield fleet
