@@ -1,56 +1,38 @@
 """One suite over every runtime: start, wait, poll, stop, find again. Real children throughout."""
 
 import asyncio
+import importlib.util
 import os
 import signal
 import socket
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from launcher import log_files, processes
-from launcher.engines.base import Command
+from launcher import log_files
+from launcher.config import ClusterConfig
+from launcher.engines.base import Command, ContainerCommand
 from launcher.placement import ReplicaSpec
-from launcher.processes import ProcessId
-from launcher.runtimes import RUNTIMES, Handle, ProcessRuntime
+from launcher.runtimes import RUNTIMES, DockerRuntime, Handle, ProcessRuntime, Runtime
 from launcher.state import StateFolder
 from router.errors import StartError
 
+FAKES = Path(__file__).parents[1] / "fakes"
+FIRST_PORT = 23_000
 SLEEP = "print('up', flush=True); import time; time.sleep(600)"
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
 POLITE = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(7)); " + SLEEP
 SERVE = """
     import socket, sys, time
-    server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+    server = socket.create_server(("0.0.0.0", int(sys.argv[1])))
     print("up", flush=True)
     time.sleep(600)
 """
-PARENT = """
-    import os, subprocess, sys, time
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print("child", child.pid, flush=True)
-    print("up", flush=True)
-    time.sleep(600)
-"""
-# A wrapper that empties its environment after it has started its shards.
-UNMARKED_PARENT = """
-    import os, subprocess, sys
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    print("child", child.pid, flush=True)
-    program = "print('up', flush=True); import time; time.sleep(600)"
-    os.execve(sys.executable, [sys.executable, "-c", program], {})
-"""
-# What a setproctitle-using engine does to its environment as /proc shows it.
-SCRUBBED = """
-    import os, sys, time
-    if "SCRUBBED" not in os.environ:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {"SCRUBBED": "1"})
-    print("up", flush=True)
-    time.sleep(600)
-"""
+Make = Callable[[Path], Runtime]
 
 
 def spec_of(code: str, replica_id: str = "replica-0", fingerprint: str = "f1") -> ReplicaSpec:
@@ -81,26 +63,74 @@ def quiet(progress: str) -> None:
     """Nobody is told."""
 
 
-def python_command(spec: ReplicaSpec, port: int, host: str) -> Command:
-    return Command((sys.executable, "-c", spec.model_id, str(port)), {}, "/health", 10.0)
+def load_fake(name: str):
+    full_name = f"gpu_fleet_fakes_{name}"
+    if full_name not in sys.modules:
+        found = importlib.util.spec_from_file_location(full_name, FAKES / f"{name}.py")
+        sys.modules[full_name] = importlib.util.module_from_spec(found)
+        found.loader.exec_module(sys.modules[full_name])
+    return sys.modules[full_name]
 
 
-def make_runtime(kind: str, state_dir: Path) -> ProcessRuntime:
-    folder = StateFolder(state_dir)
-    folder.create()
-    return ProcessRuntime(folder, python_command, "127.0.0.1", 23_000)
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[tuple[str, str]]:
+    """The URL of a Docker Engine, and an image with Python. In CI, it must be possible."""
+    engines = load_fake("docker_engine")
+    if problem := engines.missing():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(problem, pytrace=False)
+    with engines.PrivateEngine() as engine:
+        yield engine.url, load_fake("images").simulator_image(engine)
 
 
-@pytest.fixture(params=sorted(RUNTIMES))
-async def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ProcessRuntime]:
-    runtime = make_runtime(request.param, tmp_path / "state")
-    yield runtime
-    for handle in await runtime.owned():
-        await runtime.stop(handle, grace_s=0.0)
-    assert list(processes.marked(tmp_path / "state")) == []
+def process_runtime(folder: StateFolder) -> Runtime:
+    def command(spec: ReplicaSpec, port: int, host: str) -> Command:
+        return Command((sys.executable, "-c", spec.model_id, str(port)), {}, "/health", 10.0)
+
+    return ProcessRuntime(folder, command, "127.0.0.1", FIRST_PORT)
 
 
-async def up(runtime: ProcessRuntime, handle: Handle) -> list[str]:
+def docker_runtime(folder: StateFolder, url: str, image: str) -> Runtime:
+    python = load_fake("images").PYTHON
+
+    def command(spec: ReplicaSpec, cache_dir: str) -> ContainerCommand:
+        argv = ("-c", spec.model_id, "80")
+        return ContainerCommand(image, argv, {}, 80, (), None, "/health", 10.0, (python,))
+
+    runtime = {"name": "docker", "first_port": FIRST_PORT, "docker": {"url": url}}
+    config = {"cluster": folder.path.name, "models": ["m"], "runtime": runtime}
+    return DockerRuntime(folder, ClusterConfig.model_validate(config), command)
+
+
+@pytest.fixture(params=[pytest.param("docker", marks=pytest.mark.docker), "process"])
+async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
+    """A runtime for a state folder, as one launcher after the other makes it."""
+    made: dict[Path, list[Runtime]] = {}
+    engine = request.getfixturevalue("docker_engine") if request.param == "docker" else None
+
+    def make(state_dir: Path) -> Runtime:
+        folder = StateFolder(state_dir)
+        folder.create()
+        runtime = docker_runtime(folder, *engine) if engine else process_runtime(folder)
+        made.setdefault(state_dir, []).append(runtime)
+        return runtime
+
+    yield make
+    for state_dir in list(made):
+        last = make(state_dir)
+        for handle in await last.owned():
+            await last.stop(handle, grace_s=0.0)
+        assert await last.owned() == []
+    for runtimes in made.values():
+        for runtime in runtimes:
+            await runtime.aclose()
+
+
+@pytest.fixture
+async def runtime(make: Make, tmp_path: Path) -> Runtime:
+    return make(tmp_path / "state")
+
+
+async def up(runtime: Runtime, handle: Handle) -> list[str]:
     """The log up to and including `up`."""
     async with asyncio.timeout(10):
         while "up" not in (lines := log_files.tail(runtime.log_path(handle.replica_id), 50)):  # noqa: ASYNC110
@@ -108,23 +138,42 @@ async def up(runtime: ProcessRuntime, handle: Handle) -> list[str]:
     return lines
 
 
-async def test_start_returns_a_handle_of_a_running_replica(runtime: ProcessRuntime) -> None:
+def test_the_suite_is_over_every_runtime() -> None:
+    assert set(RUNTIMES) == {"docker", "process"}
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+def test_a_runtime_is_made_from_a_config_and_connects_to_nothing(name: str, tmp_path: Path) -> None:
+    config = ClusterConfig.model_validate({"models": ["m"], "runtime": name})
+    runtime = RUNTIMES[name].of(config, StateFolder(tmp_path))
+    runtime.use(config)
+    assert runtime.name == name
+    assert runtime.last_generation("replica-0") == 0
+
+
+async def test_preparing_starts_nothing_and_may_be_repeated(runtime: Runtime) -> None:
+    for _ in range(2):
+        await runtime.prepare([spec_of(SLEEP)], quiet)
+    assert await runtime.owned() == []
+
+
+async def test_start_returns_a_handle_of_a_running_replica(runtime: Runtime) -> None:
     handle = await runtime.start(spec_of(SLEEP), 1, quiet)
     await up(runtime, handle)
     assert await runtime.poll(handle) is None
     assert (handle.replica_id, handle.generation, handle.fingerprint) == ("replica-0", 1, "f1")
-    assert handle.pid is not None
-    assert processes.session_of(handle.pid) == handle.pid
+    assert handle.runtime == runtime.name
+    assert await runtime.owned() == [handle]
 
 
-async def test_wait_returns_the_exit_code(runtime: ProcessRuntime) -> None:
+async def test_wait_returns_the_exit_code(runtime: Runtime) -> None:
     handle = await runtime.start(spec_of("import sys; sys.exit(3)"), 1, quiet)
     found = await asyncio.wait_for(runtime.wait(handle), 10)
     assert (found.code, found.signal, found.oom) == (3, None, False)
     assert await runtime.poll(handle) == found  # asked again, it says the same
 
 
-async def test_wait_returns_the_signal_that_killed_it(runtime: ProcessRuntime) -> None:
+async def test_wait_returns_the_signal_that_killed_it(runtime: Runtime) -> None:
     handle = await runtime.start(spec_of(SLEEP), 1, quiet)
     assert handle.pid is not None
     os.kill(handle.pid, signal.SIGKILL)
@@ -133,14 +182,14 @@ async def test_wait_returns_the_signal_that_killed_it(runtime: ProcessRuntime) -
     assert "SIGKILL" in found.detail
 
 
-async def test_cancelling_a_wait_leaves_the_replica_alone(runtime: ProcessRuntime) -> None:
+async def test_cancelling_a_wait_leaves_the_replica_alone(runtime: Runtime) -> None:
     handle = await runtime.start(spec_of(SLEEP), 1, quiet)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(runtime.wait(handle), 0.05)
     assert await runtime.poll(handle) is None
 
 
-async def test_stop_lets_it_end_by_itself(runtime: ProcessRuntime) -> None:
+async def test_stop_lets_it_end_by_itself(runtime: Runtime) -> None:
     handle = await runtime.start(spec_of(POLITE), 1, quiet)
     await up(runtime, handle)
     await runtime.stop(handle, grace_s=10.0)
@@ -149,7 +198,7 @@ async def test_stop_lets_it_end_by_itself(runtime: ProcessRuntime) -> None:
     assert found.code == 7
 
 
-async def test_stop_kills_what_ignores_it_and_may_be_repeated(runtime: ProcessRuntime) -> None:
+async def test_stop_kills_what_ignores_it_and_may_be_repeated(runtime: Runtime) -> None:
     handle = await runtime.start(spec_of(DEAF), 1, quiet)
     await up(runtime, handle)
     await runtime.stop(handle, grace_s=0.1)
@@ -159,105 +208,31 @@ async def test_stop_kills_what_ignores_it_and_may_be_repeated(runtime: ProcessRu
     assert found.signal == signal.SIGKILL
 
 
-async def test_stop_ends_a_stopped_process_politely(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(POLITE), 1, quiet)
-    await up(runtime, handle)
-    assert handle.pid is not None
-    os.kill(handle.pid, signal.SIGSTOP)
-    await runtime.stop(handle, grace_s=10.0)
-    found = await runtime.poll(handle)
-    assert found is not None
-    assert found.code == 7
-
-
-async def test_stop_takes_the_children_along(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(PARENT), 1, quiet)
-    child = child_of(await up(runtime, handle))
-    await runtime.stop(handle, grace_s=5.0)
-    assert not processes.is_running(child)
-
-
-async def test_children_of_a_dead_replica_do_not_keep_the_gpu(runtime: ProcessRuntime) -> None:
-    handle = await runtime.start(spec_of(PARENT), 1, quiet)
-    child = child_of(await up(runtime, handle))
-    assert handle.pid is not None
-    os.kill(handle.pid, signal.SIGKILL)
-    await asyncio.wait_for(runtime.wait(handle), 10)
-    await runtime.stop(handle, grace_s=0.0)
-    assert not processes.is_running(child)
-
-
-async def test_a_start_whose_leader_dropped_its_marks_is_found_once(
-    runtime: ProcessRuntime,
-) -> None:
-    """Taken for two starts, the children would be stopped as strays of the adopted leader."""
-    handle = await runtime.start(spec_of(UNMARKED_PARENT), 1, quiet)
-    child = child_of(await up(runtime, handle))
-    assert await runtime.owned() == [handle]
-    await runtime.stop(handle, grace_s=0.0)
-    assert not processes.is_running(child)
-
-
 async def test_another_runtime_finds_and_stops_what_the_first_started(
-    runtime: ProcessRuntime, tmp_path: Path
+    runtime: Runtime, make: Make, tmp_path: Path
 ) -> None:
     handle = await runtime.start(spec_of(SLEEP), 4, quiet)
     await up(runtime, handle)
-    other = make_runtime(runtime.name, tmp_path / "state")
+    other = make(tmp_path / "state")
     assert await other.owned() == [handle]
     assert other.last_generation("replica-0") == 4
     waiting = asyncio.gather(other.wait(handle), runtime.wait(handle))
     await other.stop(handle, grace_s=5.0)
-    adopted, _ = await asyncio.wait_for(waiting, 10)
-    assert adopted.code is None
+    assert all(found.detail for found in await asyncio.wait_for(waiting, 10))
 
 
 async def test_a_start_whose_record_was_lost_is_found_by_its_marks(
-    runtime: ProcessRuntime, tmp_path: Path
+    runtime: Runtime, make: Make, tmp_path: Path
 ) -> None:
     handle = await runtime.start(spec_of(SLEEP), 2, quiet)
     await up(runtime, handle)
     (tmp_path / "state/replicas/replica-0.json").write_text('{"half a rec')
-    other = make_runtime(runtime.name, tmp_path / "state")
+    other = make(tmp_path / "state")
     assert await other.owned() == [handle]
     assert other.last_generation("replica-0") > 2
 
 
-async def test_a_replica_that_scrubbed_its_environment_is_found_by_its_record(
-    runtime: ProcessRuntime, tmp_path: Path
-) -> None:
-    handle = await runtime.start(spec_of(SCRUBBED), 1, quiet)
-    await up(runtime, handle)
-    assert await make_runtime(runtime.name, tmp_path / "state").owned() == [handle]
-
-
-async def test_orphans_of_a_start_are_owned_but_wanted_by_nobody(
-    runtime: ProcessRuntime, tmp_path: Path
-) -> None:
-    handle = await runtime.start(spec_of(PARENT), 1, quiet)
-    child = child_of(await up(runtime, handle))
-    assert handle.pid is not None
-    os.kill(handle.pid, signal.SIGKILL)
-    os.waitpid(handle.pid, 0)  # noqa: ASYNC222  # as init would, had the launcher died
-    other = make_runtime(runtime.name, tmp_path / "state")
-    [orphan] = await other.owned()
-    assert (orphan.pid, orphan.fingerprint) == (child.pid, "")
-    await other.stop(orphan, grace_s=0.0)
-    assert not processes.is_running(child)
-
-
-async def test_a_recycled_pid_is_neither_found_nor_signalled(
-    runtime: ProcessRuntime, tmp_path: Path
-) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
-    victim = ProcessId.parse(handle.ref)
-    earlier = ProcessId(victim.pid, victim.start_ticks - 100, victim.boot)
-    assert not processes.send_signal(earlier, signal.SIGKILL)
-    assert processes.session_members(earlier) == []
-    assert processes.is_running(victim)
-
-
-async def test_each_replica_gets_a_port_of_its_own(runtime: ProcessRuntime) -> None:
+async def test_each_replica_gets_a_port_of_its_own(runtime: Runtime) -> None:
     first = await runtime.start(spec_of(SERVE, "replica-0"), 1, quiet)
     second = await runtime.start(spec_of(SERVE, "replica-1"), 1, quiet)
     await up(runtime, first)
@@ -267,7 +242,7 @@ async def test_each_replica_gets_a_port_of_its_own(runtime: ProcessRuntime) -> N
     assert await runtime.is_serving_itself(second)
 
 
-async def test_a_port_in_use_is_not_given_out(runtime: ProcessRuntime) -> None:
+async def test_a_port_in_use_is_not_given_out(runtime: Runtime) -> None:
     probe = await runtime.start(spec_of(SLEEP), 1, quiet)
     await runtime.stop(probe, grace_s=5.0)
     port = int(probe.base_url.rpartition(":")[2])
@@ -277,10 +252,10 @@ async def test_a_port_in_use_is_not_given_out(runtime: ProcessRuntime) -> None:
 
 
 async def test_a_port_of_another_cluster_that_still_loads_is_not_given_out(
-    runtime: ProcessRuntime, tmp_path: Path
+    runtime: Runtime, make: Make, tmp_path: Path
 ) -> None:
-    loading = await runtime.start(spec_of(SLEEP), 1, quiet)  # it does not listen
-    other = make_runtime(runtime.name, tmp_path / "other")
+    loading = await runtime.start(spec_of(SLEEP), 1, quiet)  # nobody listens inside
+    other = make(tmp_path / "other")
     theirs = await other.start(spec_of(SLEEP), 1, quiet)
     try:
         assert theirs.base_url != loading.base_url
@@ -288,63 +263,7 @@ async def test_a_port_of_another_cluster_that_still_loads_is_not_given_out(
         await other.stop(theirs, grace_s=0.0)
 
 
-async def test_what_another_program_answers_is_not_taken_for_the_replica(
-    runtime: ProcessRuntime,
-) -> None:
-    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
-    port = int(handle.base_url.rpartition(":")[2])
-    with socket.create_server(("127.0.0.1", port)):
-        assert not await runtime.is_serving_itself(handle)
-
-
-async def test_a_missing_program_is_not_tried_again(
-    tmp_path: Path, runtime: ProcessRuntime
-) -> None:
-    folder = StateFolder(tmp_path / "state")
-    missing = ProcessRuntime(
-        folder,
-        lambda spec, port, host: Command(("no-such-engine",), {}, "/health", 1.0),
-        "127.0.0.1",
-        23_000,
-    )
-    with pytest.raises(StartError, match="no-such-engine") as caught:
-        await missing.start(spec_of(SLEEP), 1, quiet)
-    assert not caught.value.recoverable
-    assert await missing.owned() == []
-
-
-async def test_nothing_is_left_when_the_start_cannot_be_recorded(
-    runtime: ProcessRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    replaced = os.replace
-    calls = []
-
-    def full_disk(source: str, target: str) -> None:
-        calls.append(target)
-        if len(calls) == 2:  # the record of the running process
-            raise OSError(28, "No space left on device")
-        replaced(source, target)
-
-    monkeypatch.setattr(os, "replace", full_disk)
-    with pytest.raises(StartError, match="No space left on device"):
-        await runtime.start(spec_of(SLEEP), 1, quiet)
-    assert await runtime.owned() == []
-
-
-async def test_only_the_named_descriptors_reach_a_replica(
-    runtime: ProcessRuntime, tmp_path: Path
-) -> None:
-    leaked = os.open(tmp_path, os.O_RDONLY)
-    os.set_inheritable(leaked, True)  # as a descriptor from our own parent would be
-    try:
-        code = "import os; print(sorted(os.listdir('/proc/self/fd')), flush=True); " + SLEEP
-        handle = await runtime.start(spec_of(code), 1, quiet)
-        assert (await up(runtime, handle))[0] == "['0', '1', '2', '3']"  # 3 is the listing's own
-    finally:
-        os.close(leaked)
-
-
-async def test_the_log_of_the_start_before_is_kept(runtime: ProcessRuntime) -> None:
+async def test_the_log_of_the_start_before_is_kept(runtime: Runtime) -> None:
     for generation in (1, 2):
         handle = await runtime.start(
             spec_of(f"print('start {generation}')\n{SLEEP}"), generation, quiet
@@ -356,8 +275,33 @@ async def test_the_log_of_the_start_before_is_kept(runtime: ProcessRuntime) -> N
     assert log_files.tail(log_files.previous(path), 9)[0] == "start 1"
 
 
-def child_of(lines: list[str]) -> ProcessId:
-    pid = next(int(line.split()[1]) for line in lines if line.startswith("child"))
-    child = processes.identify(pid)
-    assert child is not None
-    return child
+async def test_a_start_that_cannot_be_recorded_is_none(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(source: str, target: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(StartError, match="No space left on device"):
+        await runtime.start(spec_of(SLEEP), 1, quiet)
+    assert await runtime.owned() == []
+
+
+async def test_the_devices_of_a_start_are_known_to_the_next_launcher(
+    runtime: Runtime, make: Make, tmp_path: Path
+) -> None:
+    devices = load_fake("docker_engine").GPUS[:2]
+    handle = await runtime.start(replace(spec_of(SLEEP), devices=devices), 1, quiet)
+    assert [h.devices for h in await make(tmp_path / "state").owned()] == [devices]
+    assert handle.devices == devices
+
+
+async def test_a_log_is_whole_without_a_launcher_once_it_is_caught_up(
+    runtime: Runtime, make: Make, tmp_path: Path
+) -> None:
+    await runtime.start(spec_of(SLEEP), 1, quiet)
+    await runtime.aclose()
+    other = make(tmp_path / "state")
+    async with asyncio.timeout(10):
+        while log_files.tail(other.log_path("replica-0"), 9) != ["up"]:
+            await other.catch_up_log("replica-0")
