@@ -4,17 +4,20 @@
 and wakes the launcher, which reads the config itself. Pure, except for that one file.
 """
 
-import json
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from launcher.cluster import Cluster
 from launcher.config import ClusterConfig
+from launcher.engines import ENGINES
+from launcher.engines.base import Mount
 from launcher.placement import ReplicaSpec
 from launcher.state import StateFolder
+from router.config.mismatch import Path as KeyPath
+from router.config.words import dotted, is_secret
 from router.errors import PlacementError, StateError
 
 _RECORD = "change.json"
@@ -59,6 +62,8 @@ def replica_changes(
             yield Change("+", spec.id, f"{spec.engine_name} serving {spec.model}{where}")
         elif old.fingerprint != spec.fingerprint:
             yield Change("~", spec.id, "; ".join(_differences(old, spec)) or "runtime settings")
+        elif differing := list(_differences(old, spec)):
+            yield Change("~", spec.id, "; ".join(differing) + "; without a restart")
         else:
             same.append(spec.id)
     for spec in before:
@@ -76,19 +81,39 @@ def router_changes(before: ClusterConfig, after: ClusterConfig) -> Iterator[Chan
         yield Change("~", "router", detail)
 
 
+def runtime_changes(before: ClusterConfig, after: ClusterConfig) -> Iterator[Change]:
+    """How replicas are started and stopped from now on; what runs with it is told of each."""
+    old, new = before.runtime.model_dump(), after.runtime.model_dump()
+    if differing := list(_flat_differences(old, new)):
+        yield Change("~", "runtime", "; ".join(differing))
+
+
 def require_possible(running: Cluster, wanted: Cluster) -> None:
     """Refuse what a running launcher cannot follow. Raises PlacementError."""
-    for key, before, after in (
-        ("cluster", running.config.cluster, wanted.config.cluster),
-        ("runtime.state_dir", running.folder.path, wanted.folder.path),
-        ("runtime.name", running.config.runtime.name, wanted.config.runtime.name),
-        ("runtime.docker.url", *(c.config.runtime.docker.url for c in (running, wanted))),
-    ):
-        if before != after:
-            raise PlacementError(
-                f"{key}: found {after}, but {before} runs; that cannot change under way: "
-                f"`{running.command('down')}` first"
-            )
+    problems = [
+        f"{place}: found {_shown(after)}, but {_shown(before)} runs; that cannot change under way"
+        for place, before, after in _fixed(running, wanted)
+        if before != after
+    ]
+    if problems:
+        down = running.command("down")
+        raise PlacementError("\n".join(f"{one}: `{down}` first" for one in problems))
+
+
+def _fixed(running: Cluster, wanted: Cluster) -> Iterator[tuple[str, Any, Any]]:
+    """Where it is in the config, what runs, and what is wanted."""
+    old, new = running.config, wanted.config
+    yield "cluster", old.cluster, new.cluster
+    yield "runtime.state_dir", running.folder.path, wanted.folder.path
+    yield "runtime.name", old.runtime.name, new.runtime.name
+    yield "runtime.docker.url", old.runtime.docker.url, new.runtime.docker.url
+    # The router speaks one dialect to all replicas of a model, and they change one at a time.
+    engines = {model.served_name: old.engine_of(model).name for model in old.models}
+    for index, model in enumerate(new.models):
+        before, after = engines.get(model.served_name), new.engine_of(model).name
+        if before is not None and ENGINES[before].dialect != ENGINES[after].dialect:
+            place = f"models[{index}].engine.name" if model.engine else "engine.name"
+            yield place, before, after
 
 
 def _differences(old: ReplicaSpec, new: ReplicaSpec) -> Iterator[str]:
@@ -96,33 +121,47 @@ def _differences(old: ReplicaSpec, new: ReplicaSpec) -> Iterator[str]:
         before, after = getattr(old, one.name), getattr(new, one.name)
         if before == after or one.name in _NOT_SHOWN:
             continue
-        if isinstance(before, dict) and isinstance(after, dict):
-            yield from _flat_differences(before, after, one.name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _flat_differences(before, after, (one.name,))
         else:
-            yield f"{one.name}: {_shown(before)} -> {_shown(after)}"
+            yield _difference((one.name,), before, after)
     if dict(old.env) != dict(new.env):  # values may be secret
         names = [n for n in {**old.env, **new.env} if old.env.get(n) != new.env.get(n)]
         yield f"env: {', '.join(sorted(names))} changed"
 
 
 def _flat_differences(
-    before: dict[str, Any], after: dict[str, Any], place: str = ""
+    before: Mapping[str, Any], after: Mapping[str, Any], place: KeyPath = ()
 ) -> Iterator[str]:
     for key in dict.fromkeys((*before, *after)):
         old, new = before.get(key), after.get(key)
-        path = f"{place}.{key}" if place else str(key)
         if old == new:
             continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _flat_differences(old, new, path)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from _flat_differences(old, new, (*place, key))
         else:
-            yield f"{path}: {_shown(old)} -> {_shown(new)}"
+            yield _difference((*place, key), old, new)
+
+
+def _difference(place: KeyPath, old: Any, new: Any) -> str:
+    if is_secret(place):
+        return f"{dotted(place)}: changed (not shown)"
+    return f"{dotted(place)}: {_shown(old)} -> {_shown(new)}"
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, tuple) and all(isinstance(one, str) for one in value):
-        value = ", ".join(value)
-    text = "none" if value in (None, "", ()) else str(value)
+    """As the config has it, on one line."""
+    match value:
+        case None | "" | () | []:
+            return "none"
+        case tuple() | list():
+            text = ", ".join(_shown(one) for one in value)
+        case bool():
+            return "true" if value else "false"
+        case Mount():
+            text = f"{value.source}:{value.target}{':ro' if value.is_read_only else ''}"
+        case _:
+            text = " ".join(str(value).split())
     return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."
 
 
@@ -144,8 +183,11 @@ def read(folder: StateFolder) -> ChangeRequest | None:
     try:
         return ChangeRequest(str(record["id"]), Path(record["path"]))
     except (KeyError, TypeError) as exc:
-        broken = json.dumps(record)[:_MOST_CHARS]
-        raise StateError(f"{folder.path}/{_RECORD}: found {broken}, no request") from exc
+        keys = ", ".join(record) or "nothing"
+        raise StateError(
+            f"{folder.path / _RECORD}: found {keys}, expected id and path, as `launcher up` leaves "
+            "them; run that again"
+        ) from exc
 
 
 def forget(folder: StateFolder) -> None:

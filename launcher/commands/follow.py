@@ -64,6 +64,7 @@ def differences(cluster: Cluster) -> Iterator[changes.Change]:
     changes.require_possible(running, cluster)
     handles = asyncio.run(owned(running))
     yield from changes.replica_changes(_now(running, handles), desired(cluster.config, handles))
+    yield from changes.runtime_changes(before, cluster.config)
     yield from changes.router_changes(before, cluster.config)
 
 
