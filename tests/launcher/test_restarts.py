@@ -57,3 +57,36 @@ def test_what_cannot_get_better_is_not_tried_again() -> None:
 )
 def test_reason_says_what_happens_next(deaths: int, said: str) -> None:
     assert next_start(POLICY, History(deaths=deaths), None, "died").reason == said
+
+
+@pytest.mark.parametrize(
+    ("deaths_before", "ready_for_s", "delay_s"),
+    [
+        (0, None, 0),  # it may have been nothing
+        (1, None, 300),  # somebody has to see to it
+        (9, None, 300),
+        (1, 599.0, 300),
+        (1, 600.0, 0),  # it has served well since
+    ],
+)
+def test_what_somebody_must_see_to_is_tried_rarely_from_the_second_time_on(
+    deaths_before: int, ready_for_s: float | None, delay_s: float
+) -> None:
+    history = History(deaths=deaths_before)
+    decision = next_start(POLICY, history, ready_for_s, "GPU lost", is_slow=True)
+    assert decision.delay_s == delay_s
+    when = "at once" if not delay_s else "in 300 s"
+    assert decision.reason == f"restart {decision.history.deaths} {when}: GPU lost"
+
+
+def test_what_is_slow_is_given_up_like_all_else() -> None:
+    policy = RestartPolicy(max_failures=2)
+    decision = next_start(policy, History(1, 1), None, "GPU lost", is_slow=True)
+    assert decision.delay_s is None
+    decision = next_start(POLICY, History(), None, "x", recoverable=False, is_slow=True)
+    assert decision.delay_s is None
+
+
+def test_a_policy_of_ones_own_bounds_what_is_slow() -> None:
+    policy = RestartPolicy(base_s=0.5, max_s=2.0)
+    assert next_start(policy, History(1), None, "GPU lost", is_slow=True).delay_s == 2.0
