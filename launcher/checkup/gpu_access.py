@@ -7,6 +7,7 @@ container is removed whatever happens, and one that a killed check left is remov
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -110,10 +111,7 @@ def _merged(outcomes: Iterator[tuple[_Trial, Finding]]) -> Iterator[Finding]:
 
 
 def _tried(subject: Subject, api: Any, trial: _Trial) -> Finding:
-    by_hand = (
-        f"see for yourself: `docker run --rm --gpus device={trial.device.removeprefix('cuda:')} "
-        f"--entrypoint nvidia-smi {trial.image} -L`"
-    )
+    by_hand = f"see for yourself: `{_by_hand(trial)}`"
     for program in _PROGRAMS:
         try:
             code, said = _run(subject, api, trial, program)
@@ -130,6 +128,20 @@ def _tried(subject: Subject, api: Any, trial: _Trial) -> Finding:
         "the Docker Engine gives it to containers; the image has no nvidia-smi to look at it with",
         about=trial.about,
     )
+
+
+def _by_hand(trial: _Trial) -> str:
+    injection, words = trial.injection, ["docker", "run", "--rm"]
+    if injection.runtime is not None:
+        words += ["--runtime", injection.runtime]
+        words += [
+            word for name, value in injection.env.items() for word in ("-e", f"{name}={value}")
+        ]
+    elif injection.driver == "cdi":
+        words += ["--device", *injection.ids]
+    else:
+        words += ["--gpus", f"device={','.join(injection.ids)}"]
+    return shlex.join([*words, "--entrypoint", "nvidia-smi", trial.image, "-L"])
 
 
 def _judged(trial: _Trial, code: int, said: str, by_hand: str) -> Finding:

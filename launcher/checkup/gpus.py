@@ -1,12 +1,12 @@
 """The GPUs that replicas are to have: how each one is, and whether it can run what it is to run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from launcher.checkup.base import Check, Finding, failed, passed, skipped, warned
 from launcher.checkup.subject import Subject, named
 from launcher.desired import name_process
 from launcher.gpu import Gpu, GpuProcess, Reading, strangers
-from launcher.placement import ReplicaSpec
 from launcher.quantization import Scheme, scheme_named
 from launcher.sizes import show_bytes
 
@@ -65,61 +65,72 @@ def _concerns(reading: Reading, others: tuple[GpuProcess, ...]) -> Iterator[tupl
 
 
 def _at(temperature_c: int | None) -> str:
-    return "" if temperature_c is None else f", at {temperature_c} °C"
+    return "" if temperature_c is None else f", {temperature_c} °C"
 
 
 def _state(gpu: Gpu, reading: Reading) -> str:
-    text = f"{gpu.name}, {show_bytes(reading.free_bytes)} of {show_bytes(gpu.memory_bytes)} free"
-    text += _at(reading.temperature_c)
-    if gpu.compute_capability:
-        text += f", compute capability {_dotted(gpu.compute_capability)}"
-    return text
+    """In short: `launcher devices` shows all there is."""
+    return f"{gpu.name}, {show_bytes(reading.free_bytes)} free{_at(reading.temperature_c)}"
 
 
 # ---- what it is to run
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What one model asks of a kind of card."""
+
+    model: str
+    engine: str
+    quantize: str | None
+    dtype: str | None
+    card: str
+    has: tuple[int, int] | None
+
+
 def _quantize(subject: Subject) -> Iterator[Finding]:
-    inventory, seen = subject.look.inventory, set()
+    inventory = subject.look.inventory
+    places: dict[_Job, dict[str, None]] = {}
     for spec in subject.specs:
-        gpus = [gpu for device in spec.devices if (gpu := inventory.find(device))]
-        for finding in _able(spec, gpus):
-            if finding not in seen:
-                seen.add(finding)
-                yield finding
-
-
-def _able(spec: ReplicaSpec, gpus: Iterable[Gpu]) -> Iterator[Finding]:
-    try:
-        scheme = scheme_named(spec.quantize, spec.engine_name)
-    except ValueError:  # the engine's own word, whose needs are not known
-        yield skipped(f"what {spec.quantize} needs of a GPU is not known", about=spec.model)
-        return
-    for gpu in gpus:
-        has = gpu.compute_capability
-        if has is None:
-            yield skipped(f"{named(gpu)} does not tell what it can do", about=spec.model)
-        elif scheme is not None:
-            yield _scheme_finding(spec, scheme, gpu, has)
-        elif spec.dtype == "bfloat16" and has < _BF16_SINCE:
-            yield failed(
-                f"dtype bfloat16 needs compute capability {_dotted(_BF16_SINCE)}, {named(gpu)} "
-                f"({gpu.name}) has {_dotted(has)}",
-                "set models[].dtype to float16",
-                about=spec.model,
+        for gpu in filter(None, map(inventory.find, spec.devices)):
+            job = _Job(
+                *(spec.model, spec.engine_name, spec.quantize, spec.dtype),
+                *(gpu.name, gpu.compute_capability),
             )
+            places.setdefault(job, {})[named(gpu)] = None
+    for job, names in places.items():
+        yield from _able(job, ", ".join(names))
 
 
-def _scheme_finding(spec: ReplicaSpec, scheme: Scheme, gpu: Gpu, has: tuple[int, int]) -> Finding:
-    card = f"{named(gpu)} ({gpu.name}) has {_dotted(has)}"
-    found = f"{spec.quantize} needs compute capability {_dotted(scheme.since)}, {card}"
+def _able(job: _Job, where: str) -> Iterator[Finding]:
+    try:
+        scheme = scheme_named(job.quantize, job.engine)
+    except ValueError:  # the engine's own word, whose needs are not known
+        yield skipped(f"what {job.quantize} needs of a GPU is not known", about=job.model)
+        return
+    if job.has is None:
+        yield skipped(f"{where} ({job.card}) does not tell what it can do", about=job.model)
+        return
+    card = f"{job.card} ({where}) has {_dotted(job.has)}"
+    if scheme is not None:
+        yield _scheme_finding(job, scheme, job.has, card)
+    elif job.dtype == "bfloat16" and job.has < _BF16_SINCE:
+        yield failed(
+            f"dtype bfloat16 needs compute capability {_dotted(_BF16_SINCE)}, {card}",
+            "set models[].dtype to float16",
+            about=job.model,
+        )
+
+
+def _scheme_finding(job: _Job, scheme: Scheme, has: tuple[int, int], card: str) -> Finding:
+    found = f"{job.quantize} needs compute capability {_dotted(scheme.since)}, {card}"
     other = "models[].quantize: auto takes what fits the card"
     if has < scheme.since:
-        return failed(found, other, about=spec.model)
+        return failed(found, other, about=job.model)
     if scheme.until is not None and has > scheme.until:
-        found = f"{spec.quantize} is stated for up to {_dotted(scheme.until)}, {card}"
-        return warned(found, other, about=spec.model)
-    return passed(found, about=spec.model)
+        found = f"{job.quantize} is stated for up to {_dotted(scheme.until)}, {card}"
+        return warned(found, other, about=job.model)
+    return passed(found, about=job.model)
 
 
 def _dotted(capability: tuple[int, int]) -> str:

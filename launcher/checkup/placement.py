@@ -1,6 +1,7 @@
 """Which replica gets which GPU, and whether the models fit there: `launcher plan` in short."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from launcher.checkup.base import Check, Finding, failed, failed_by, passed, skipped, warned
 from launcher.checkup.software import show_command
@@ -26,13 +27,14 @@ def _placement(subject: Subject) -> Iterator[Finding]:
 
 
 def _fit(subject: Subject) -> Iterator[Finding]:
-    """Each model once for each way its replicas fare."""
-    seen = set()
+    """Each model once; where its replicas fare differently, which of them how."""
+    alike: dict[str, dict[Finding, list[str]]] = {}
     for spec, assessed in _assessed(subject):
-        finding = _verdict(subject, spec, assessed)
-        if finding not in seen:
-            seen.add(finding)
-            yield finding
+        findings = alike.setdefault(spec.model, {})
+        findings.setdefault(_verdict(subject, assessed), []).append(spec.id)
+    for model, findings in alike.items():
+        for finding, ids in findings.items():
+            yield replace(finding, about=model if len(findings) == 1 else ", ".join(ids))
 
 
 def _assessed(subject: Subject) -> Iterator[tuple[ReplicaSpec, Assessment]]:
@@ -56,19 +58,17 @@ def _assessed(subject: Subject) -> Iterator[tuple[ReplicaSpec, Assessment]]:
             )
 
 
-def _verdict(subject: Subject, spec: ReplicaSpec, assessed: Assessment) -> Finding:
+def _verdict(subject: Subject, assessed: Assessment) -> Finding:
     plan = f"`{show_command(subject, 'plan')}` shows the sum"
     fit = assessed.fit
     if fit is None:
-        return skipped(assessed.unknown, about=spec.model)
-    warnings = fit.warnings
-    more = f" (and {count(len(warnings) - 1, 'more warning')})" if len(warnings) > 1 else ""
-    first = f": {warnings[0]}{more}" if warnings else ""
+        return skipped(assessed.unknown)
+    warnings = "; ".join(fit.warnings)
     if not fit.fits:
-        return failed(f"does not fit{first}", plan, about=spec.model)
+        return failed(f"does not fit: {warnings}" if warnings else "does not fit", plan)
     if warnings:
-        return warned(f"fits{first}", plan, about=spec.model)
-    return passed(f"fits, with room for {fit.kv_tokens:,} tokens at a time", about=spec.model)
+        return warned(f"fits, but {warnings}", plan)
+    return passed(f"fits, with room for {fit.kv_tokens:,} tokens at a time")
 
 
 CHECKS = (

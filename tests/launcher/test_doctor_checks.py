@@ -98,7 +98,7 @@ def test_whether_a_card_can_do_what_is_asked(
     subject = with_gpu(subject_of(quantize=quantize), capability=capability)
     found_verdict, found = only(subject, "quantize")
     assert found_verdict is verdict
-    assert "cuda:0 (Card)" in found
+    assert "Card (cuda:0) has " in found
 
 
 def test_an_old_card_has_no_bfloat16(subject_of: Callable[..., Subject]) -> None:
@@ -114,9 +114,9 @@ def test_an_old_card_has_no_bfloat16(subject_of: Callable[..., Subject]) -> None
 @pytest.mark.parametrize(
     ("state", "verdict", "words"),
     [
-        ({}, Verdict.PASS, "compute capability 9.0"),
+        ({}, Verdict.PASS, "79.5 GiB free, 31 °C"),
         ({"throttle": 0x04}, Verdict.PASS, "free"),  # the power cap of a busy card
-        ({"throttle": 0x40, "temp": 91}, Verdict.WARN, "heat (hardware), at 91 °C"),
+        ({"throttle": 0x40, "temp": 91}, Verdict.WARN, "heat (hardware), 91 °C"),
         ({"temp": 88}, Verdict.WARN, "hot: 88 °C"),
         ({"ecc": 3}, Verdict.WARN, "memory errors since the driver was loaded: 3"),
         ({"remap": (1, 0)}, Verdict.FAIL, "waits to be remapped"),
@@ -153,6 +153,22 @@ def test_a_driver_that_hangs_is_one_failure_and_waited_for_once(
     assert "has not answered within 0.5 s" in found["driver"][1]
     assert found["placement"][0] is Verdict.FAIL
     assert {found["gpu"][0], found["fit"][0]} == {Verdict.SKIP}
+
+
+def test_replicas_that_fare_alike_are_one_line_and_others_are_named(
+    subject_of: Callable[..., Subject], tmp_path: Path
+) -> None:
+    model = {"id": "mistralai/Mistral-7B-Instruct-v0.3", "devices": "[0, 1, 2]"}
+    with FakeNvml(tmp_path).loaded() as nvml:
+        for _ in range(3):
+            nvml.add_gpu()
+        (alike,) = findings(subject_of(**model), "fit")
+        nvml.change(nvml.gpus[1], used=60 * GIB)
+        good, bad = findings(subject_of(**model), "fit")
+    assert (alike.verdict, alike.about) == (Verdict.PASS, model["id"])
+    assert (good.verdict, good.about) == (Verdict.PASS, "replica-0, replica-2")
+    assert bad.verdict in (Verdict.WARN, Verdict.FAIL)
+    assert bad.about == "replica-1"
 
 
 # ---- the hub's token
