@@ -18,6 +18,7 @@ from router.errors import ConfigError
 
 if TYPE_CHECKING:
     from launcher.config import ClusterConfig, ModelConfig
+    from launcher.device_request import DeviceRequest
     from router.config import RouterConfig, RouterFile
 
 
@@ -86,22 +87,23 @@ def _model(config: "ClusterConfig", model: "ModelConfig", written: Any) -> str:
     text = f"{model.served_name}: {many} of {engine.name}"
     text += f" {engine.version}" if engine.version else ""
     if model.devices and model.devices.groups:  # as the operator wrote them
-        text += f", on {_as_written(written['devices'])}"
+        text += f", on {_as_written(written['devices'], model.devices)}"
     return text + (f", {model.quantize}" if model.quantize else "")
 
 
-def _as_written(devices: Any) -> str:
-    """The groups as they stand in the file: 0 and cuda:0 are the same."""
-    if isinstance(devices, dict):
-        devices = [devices]
-    if not isinstance(devices, list):
-        return str(devices)
+def _as_written(devices: Any, request: "DeviceRequest") -> str:
+    """The groups as they stand in the file: 0 and cuda:0 are the same. Not so Haystack's forms,
+    in which other things stand as well."""
+    groups = devices if isinstance(devices, list) else [devices]
     return ", ".join(
-        " + ".join(map(str, group.values() if isinstance(group, dict) else group))
-        if isinstance(group, dict | list)
-        else str(group)
-        for group in devices
+        _group(group, known) for group, known in zip(groups, request.groups, strict=True)
     )
+
+
+def _group(written: Any, known: tuple[str, ...]) -> str:
+    if isinstance(written, dict):
+        written = known if "type" in written else list(written.values())
+    return " + ".join(map(str, written)) if isinstance(written, list | tuple) else str(written)
 
 
 # ---- warnings

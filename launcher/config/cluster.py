@@ -116,6 +116,11 @@ class ClusterConfig(StrictModel):
                         yield Mismatch(place, found, expected)
 
     def _all_devices(self) -> Iterator[Mismatch]:
+        for index, model in enumerate(self.models):
+            if model.wanted_devices.kind == "all" and not self.uses_gpus(model):
+                engine = self.engine_of(model).name
+                expected = f"replicas: N instead, as engine {engine} needs no GPU"
+                yield Mismatch(("models", index, "devices"), "all", expected)
         users = [index for index, model in enumerate(self.models) if self.uses_gpus(model)]
         for index in users:
             if self.models[index].wanted_devices.kind == "all" and len(users) > 1:

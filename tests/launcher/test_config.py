@@ -66,8 +66,8 @@ def test_there_is_one_replica_per_device(load):
         ("devices: 4", 4, 1),
         ("devices: 4, gpus_per_replica: 2", 2, 2),
         ("devices: 4, gpus_per_replica: 2, replicas: 2", 2, 2),
-        ("devices: all", None, 1),
-        ("devices: all, gpus_per_replica: 4", None, 4),
+        ("devices: all, engine: tgi", None, 1),
+        ("devices: all, gpus_per_replica: 4, engine: tgi", None, 4),
         ("devices: cpu, replicas: 2", 2, 1),
         ("devices: 'cuda:1'", 1, 1),
         ("devices: [[0, 1], [2, 3]]", 2, 2),
@@ -269,8 +269,13 @@ WRONG = {
         "models: [{id: b, devices: [[0, 1], 2], gpus_per_replica: 2}]",
         "models[0].devices[1]: found 1 device, expected 2, as gpus_per_replica says",
     ),
+    "all GPUs for an engine without": (
+        "models: [{id: b, devices: all}]",
+        "models[0].devices: found all, expected replicas: N instead, "
+        "as engine simulator needs no GPU",
+    ),
     "replicas beside all": (
-        "models: [{id: b, devices: all, replicas: 2}]",
+        "models: [{id: b, devices: all, replicas: 2, engine: tgi}]",
         "models[0].replicas: found 2, expected no replicas beside devices: all, "
         "which makes one on every GPU",
     ),

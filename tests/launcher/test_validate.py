@@ -53,6 +53,25 @@ router: {host: "::1", port: 9000, policy: round_robin}
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("devices: all", "a replica on every GPU of tgi"),
+        ("devices: 4, gpus_per_replica: 2", "2 replicas of tgi"),
+        ("devices: 'cuda:1'", "1 replica of tgi, on cuda:1"),
+        ("devices: [[0, 1], GPU-8c]", "2 replicas of tgi, on 0 + 1, GPU-8c"),
+        ("devices: {a: 0, b: 1}", "1 replica of tgi, on 0 + 1"),
+        ("devices: [{type: single, device: 'cuda:3'}]", "1 replica of tgi, on cuda:3"),
+        ("devices: {type: multiple, device_map: {a: 'cuda:0', b: 'cuda:1', c: 'cuda:0'}}",
+         "1 replica of tgi, on cuda:0 + cuda:1"),
+        ("replicas: 2, quantize: auto", "2 replicas of tgi, auto"),
+    ],
+)  # fmt: skip
+def test_devices_are_told_as_they_are_understood(check, written: str, told: str):
+    code, out, _ = check(f"models: [{{id: m, {written}}}]\nengine: tgi")
+    assert (code, out[3]) == (0, f"  model    m: {told}")
+
+
 def test_a_file_for_the_router_alone_is_told_back(check):
     text = "router: {port: 0}\nreplicas: [http://h:1, {url: http://h:2, model: m}]"
     assert check(text) == (
