@@ -10,6 +10,7 @@ from typing import Any
 
 from router.errors import StartError
 
+_FIRST_API = (1, 40)
 NVIDIA = "nvidia"
 CDI_KIND = "nvidia.com/gpu="
 # `compute` is CUDA; `utility` is NVML and nvidia-smi, which engines ask.
@@ -46,6 +47,16 @@ def facts_of(info: Mapping[str, Any]) -> EngineFacts:
         cdi_devices=frozenset(d.get("ID", "") for d in found if d.get("Source") == "cdi"),
         has_init=(info.get("InitCommit") or {}).get("ID") != "N/A",
     )
+
+
+def require_api_version(found: str) -> None:
+    """Engines before 19.03 take requests for GPUs, and ignore them. Raises StartError."""
+    if tuple(int(part) for part in found.split(".") if part.isdecimal()) < _FIRST_API:
+        raise StartError(
+            f"found a Docker Engine with API {found}, expected {'.'.join(map(str, _FIRST_API))} or "
+            "newer (Docker 19.03)",
+            is_slow=True,
+        )
 
 
 def injection_of(way: str, devices: tuple[str, ...], facts: EngineFacts) -> Injection:

@@ -78,22 +78,22 @@ class Pulls:
 
     async def _fetch(self, image: str) -> None:
         progress, loop = PullProgress(), asyncio.get_running_loop()
-        said_s = -_SAY_EVERY_S
+        said, said_s = progress.text, time.monotonic() - _SAY_EVERY_S
 
         def begin(api: "APIClient") -> Any:
             return api.pull(image, stream=True, decode=True)
 
         def each(event: Mapping[str, Any]) -> None:
-            nonlocal said_s
+            nonlocal said, said_s
             # Its own words for a failure after the reply has begun; nothing else says it.
             if problem := event.get("error"):
                 raise Refused(500, str((event.get("errorDetail") or {}).get("message", problem)))
             progress.feed(event)
-            if time.monotonic() - said_s >= _SAY_EVERY_S:
-                said_s = time.monotonic()
-                loop.call_soon_threadsafe(self._say, image, progress.text)
+            if progress.text != said and time.monotonic() - said_s >= _SAY_EVERY_S:
+                said, said_s = progress.text, time.monotonic()
+                loop.call_soon_threadsafe(self._say, image, said)
 
-        self._say(image, progress.text)
+        self._say(image, said)
         try:
             await read_all(self._engine, begin, each, f"pull {image}")
         except Refused as exc:

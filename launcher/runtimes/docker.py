@@ -23,7 +23,7 @@ from launcher.docker.containers import Containers
 from launcher.docker.engine import DockerEngine
 from launcher.docker.events import Events
 from launcher.docker.folders import require_folders
-from launcher.docker.gpu_injection import facts_of, injection_of
+from launcher.docker.gpu_injection import facts_of, injection_of, require_api_version
 from launcher.docker.labels import (
     CLUSTER,
     DEVICES,
@@ -110,6 +110,7 @@ class DockerRuntime:
                 recoverable=False,
             )
         with _translating("the Docker Engine"):
+            require_api_version(await self._engine.look(lambda api: str(api.api_version)))
             facts = facts_of(await self._engine.look(lambda api: api.info()))
             await self._refuse_foreign()
         for spec in specs:
@@ -337,24 +338,21 @@ class DockerRuntime:
     # ---- finding again
 
     async def _owned_one(self, listed: dict[str, Any]) -> Handle | None:
-        """None for one that is gone, or cleared away: one that has ended, found by the launcher."""
+        """None for one that is gone, or does not run: that is cleared away."""
         if listed["State"] not in _RUNNING:
-            handle = _handle_of(listed["Id"], listed["Labels"], None)
-            if handle.replica_id in self._starting:
-                return None
-            if self._is_launcher():
-                await self._remove_leftover(handle.replica_id, handle.ref)
-                return None
-            return replace(handle, fingerprint="")
+            replica_id = listed["Labels"].get(REPLICA, "")
+            # Not under the hands of a launcher that is about to start it, or to ask how it ended.
+            if replica_id not in self._starting and not self._is_run_by_another():
+                await self._remove_leftover(replica_id, listed["Id"])
+            return None
         found = await self._containers.inspect(listed["Id"])
         if found is None:
             return None
         return _handle_of(found["Id"], found["Config"]["Labels"], found["State"]["Pid"] or None)
 
-    def _is_launcher(self) -> bool:
-        """Whether this process holds the cluster; only then nobody else is about to start."""
+    def _is_run_by_another(self) -> bool:
         holder = self._folder.holder()
-        return holder is not None and holder.pid == os.getpid()
+        return holder is not None and holder.pid != os.getpid()
 
     def _is_ours(self, found: dict[str, Any]) -> bool:
         labels = found["Config"].get("Labels") or {}

@@ -14,8 +14,9 @@ from launcher import log_files
 from launcher.config import ClusterConfig
 from launcher.engines.base import ContainerCommand, Mount
 from launcher.placement import ReplicaSpec
+from launcher.processes import identify
 from launcher.runtimes import DockerRuntime
-from launcher.state import ClusterLock, StateFolder
+from launcher.state import StateFolder
 from router.errors import RuntimeAway, StartError, StopError
 
 # The SDK leaves a socket to the garbage collector when the daemon dies as it connects.
@@ -277,20 +278,22 @@ async def test_what_an_earlier_start_left_half_made_is_cleared_away(
     monkeypatch.undo()
     (half_made,) = containers(docker_client)
     assert half_made.status == "created"
-    runtime = fleet.runtime()
-    (left,) = await runtime.owned()
-    assert (left.replica_id, left.fingerprint) == ("replica-0", "")
-    handle = await runtime.start(spec_of(), 2, quiet)
+    handle = await fleet.runtime().start(spec_of(), 2, quiet)
     (container,) = containers(docker_client)
     assert container.id == handle.ref
 
 
-async def test_a_launcher_clears_away_what_has_ended(fleet, docker_client):
-    handle = await fleet.runtime().start(spec_of("print('up')"), 1, quiet)
-    await ended(fleet.runtime(), handle)
-    runtime = fleet.runtime()
-    with ClusterLock(StateFolder(fleet.state_dir)):
-        assert await runtime.owned() == []
+async def test_what_does_not_run_is_cleared_away_but_not_under_a_launchers_hands(
+    fleet, docker_client
+):
+    first = fleet.runtime()
+    await ended(first, await first.start(spec_of("print('up')"), 1, quiet))
+    await first.aclose()
+    StateFolder(fleet.state_dir).write_record("launcher.json", {"process": str(identify(1))})
+    assert await fleet.runtime().owned() == []
+    assert [container.status for container in containers(docker_client)] == ["exited"]
+    StateFolder(fleet.state_dir).remove("launcher.json")
+    assert await fleet.runtime().owned() == []
     assert containers(docker_client) == []
 
 

@@ -8,6 +8,7 @@ from launcher.docker.gpu_injection import (
     device_requests,
     facts_of,
     injection_of,
+    require_api_version,
 )
 from router.errors import StartError
 
@@ -106,3 +107,14 @@ def test_there_is_one_request_for_all_gpus_and_none_without_ids():
 )
 def test_what_the_engine_tells_of_itself(info, expected):
     assert facts_of(info) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "is_fine"), [("1.39", False), ("1.24", False), ("1.40", True), ("1.52", True)]
+)
+def test_an_engine_that_would_ignore_requests_for_gpus_is_refused(version, is_fine):
+    if is_fine:
+        require_api_version(version)
+        return
+    with pytest.raises(StartError, match=r"19\.03"):
+        require_api_version(version)
