@@ -218,8 +218,10 @@ class Crew:
                 heir.kept.turn.join(keeper)
         for heir in heirs:
             if heir.outdated is not None:  # it serves meanwhile, also where it waits for a GPU
-                instance = heir.kept.keeper.instance
-                instance.move(Phase.READY, "runs with an older config", time.monotonic())
+                instance, reason = heir.kept.keeper.instance, "runs with an older config"
+                instance.move(Phase.READY, f"{reason}; to be replaced", time.monotonic())
+                shown = (instance.replica_id, instance.generation, reason)
+                log.info("%s generation=%d: %s; to be replaced", *shown)
             work = self._work(heir.kept.keeper, heir.adopted, heir.outdated)
             heir.kept.task = self._spawn(work)
 

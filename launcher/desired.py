@@ -44,11 +44,13 @@ def expected(config: ClusterConfig) -> list[ReplicaSpec]:
 
 def machine_inventory(config: ClusterConfig) -> Inventory | None:
     """The GPUs of the machine the replicas run on; None where nobody here can tell them."""
-    if not any(config.uses_gpus(model) for model in config.models) or not config.runs_here:
+    users = [f"models[{i}]" for i, model in enumerate(config.models) if config.uses_gpus(model)]
+    if not users or not config.runs_here:
         return None
     inventory = read_inventory()
     if inventory.state is DriverState.BROKEN:
-        raise DeviceError(inventory.trouble)
+        found = "found a driver that cannot be used, expected GPUs"
+        raise DeviceError(f"{users[0]}.devices: {found}: {inventory.trouble}")
     return inventory
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from launcher.config.values import EnvName, Size, Volume
+from launcher.config.values import EnvName, Image, Size, Volume
 from launcher.engines import ENGINES
 from launcher.engines.flags import Arg
 from router.config.mismatch import Path as KeyPath
@@ -24,9 +24,8 @@ class EngineConfig(ShorthandModel):
     version: str | None = Field(
         None, description='The engine\'s version, in quotes ("3.3.5"); default: the newest known.'
     )
-    image: str | None = Field(
+    image: Image | None = Field(
         None,
-        pattern=r"^[^\s:@-][^\s]*$",
         description="The container's image, with its tag or digest; default: the engine's own.",
     )
     args: dict[str, Arg] = Field(

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from launcher.config.model import MAX_REPLICAS
-from launcher.config.values import Size
+from launcher.config.values import DockerUrl, LogSize, Size
 from router.config import StrictModel
 from router.config.mismatch import Mismatch, refuse
 from router.config.models import Seconds, ShorthandModel
@@ -50,9 +50,8 @@ def _absolute(path: Path) -> Path:
 class DockerConfig(StrictModel):
     """How containers are made, where `runtime.name` is docker."""
 
-    url: str | None = Field(
+    url: DockerUrl | None = Field(
         None,
-        pattern=r"^(unix:///|tcp://|ssh://|http://|https://).+",
         description="Where the Docker Engine answers; default: $DOCKER_HOST, or its usual socket.",
     )
     gpu_injection: Literal["auto", "request", "cdi", "runtime", "none"] = Field(
@@ -75,9 +74,7 @@ class DockerConfig(StrictModel):
     user: str | None = Field(
         None, min_length=1, description="User (and :group) inside; default: the image's own."
     )
-    log_max_size: str = Field(
-        "10m", pattern=r"^[1-9][0-9]*[kmg]$", description="Docker's log file is rotated at this."
-    )
+    log_max_size: LogSize = Field("10m", description="Docker's log file is rotated at this.")
     log_max_files: int = Field(3, ge=1, le=100, description="Rotated log files kept by Docker.")
 
     @field_validator("model_cache", mode="after")

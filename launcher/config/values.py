@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from launcher.device_request import DeviceRequest, parse_devices
 from launcher.engines.base import Mount
@@ -51,6 +51,20 @@ def _as_written(bad: Mismatch) -> Mismatch:
     return Mismatch(tuple(map(str, bad.path)), bad.found, bad.expected)
 
 
+def _of_form(pattern: str, expected: str) -> AfterValidator:
+    """A text of this form; people are told what was expected, not the pattern."""
+
+    def check(value: str) -> str:
+        if re.search(pattern, value) is None:
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(check)
+
+
+_IMAGE = r"^[^\s:@-][^\s]*$"
+_DOCKER_URL = r"^(unix:///|tcp://|ssh://|https?://).+"
+_LOG_SIZE = r"^[1-9][0-9]*[kmg]$"
 _DEVICES_SCHEMA: dict[str, Any] = {
     "anyOf": [
         {"enum": ["auto", "all", "cpu"]},
@@ -84,5 +98,22 @@ MaxMemory = Annotated[
             ]
         }
     ),
+]
+Image = Annotated[
+    str,
+    _of_form(_IMAGE, "an image like ghcr.io/org/name:tag, or one with a digest"),
+    WithJsonSchema({"type": "string", "pattern": _IMAGE}),
+]
+DockerUrl = Annotated[
+    str,
+    _of_form(
+        _DOCKER_URL, "unix:///path/of.sock, ssh://user@host, tcp://host:port or https://host:port"
+    ),
+    WithJsonSchema({"type": "string", "pattern": _DOCKER_URL}),
+]
+LogSize = Annotated[
+    str,
+    _of_form(_LOG_SIZE, "a size for Docker, like 10m: k, m or g behind a number"),
+    WithJsonSchema({"type": "string", "pattern": _LOG_SIZE}),
 ]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]

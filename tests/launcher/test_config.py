@@ -309,8 +309,8 @@ WRONG = {
     ),
     "an image that is a flag": (
         "models: [a]\nengine: {name: tgi, image: --privileged}",
-        'engine.image: found a text "--privileged", expected a text of the form '
-        "^[^\\s:@-][^\\s]*$",
+        'engine.image: found a text "--privileged", expected an image like '
+        "ghcr.io/org/name:tag, or one with a digest",
     ),
     "shared memory by guess": (
         "models: [a]\nengine: {name: tgi, shm_size: big}",
@@ -318,8 +318,18 @@ WRONG = {
     ),
     "an engine somewhere": (
         "models: [a]\nruntime: {name: docker, docker: {url: gpu-box}}",
-        'runtime.docker.url: found a text "gpu-box", expected a text of the form '
-        "^(unix:///|tcp://|ssh://|http://|https://).+",
+        'runtime.docker.url: found a text "gpu-box", expected unix:///path/of.sock, '
+        "ssh://user@host, tcp://host:port or https://host:port",
+    ),
+    "a log without a unit": (
+        "models: [a]\nruntime: {name: docker, docker: {log_max_size: 10}}",
+        "runtime.docker.log_max_size: found the whole number 10, expected a text: "
+        'write "10", with the quotes',
+    ),
+    "a log of megabytes": (
+        "models: [a]\nruntime: {name: docker, docker: {log_max_size: 10MB}}",
+        'runtime.docker.log_max_size: found a text "10MB", expected a size for Docker, '
+        "like 10m: k, m or g behind a number",
     ),
     "a relative folder for models": (
         "models: [a]\nruntime: {name: docker, docker: {model_cache: models}}",

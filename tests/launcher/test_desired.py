@@ -74,8 +74,11 @@ def test_a_lost_gpu_is_named_when_one_is_missing(nvml: FakeNvml) -> None:
 
 def test_a_broken_driver_is_refused_where_gpus_are_wanted(nvml: FakeNvml) -> None:
     nvml.fail_init(9)
-    with pytest.raises(DeviceError, match="kernel module"):
-        desired(config(["m"]))
+    with pytest.raises(DeviceError) as caught:
+        desired(config([{"id": "n", "engine": "simulator"}, "m"]))
+    place = "models[1].devices: found a driver that cannot be used, expected GPUs: "
+    assert str(caught.value).startswith(place)
+    assert "kernel module" in str(caught.value)
     assert len(desired(config(["m"], engine="simulator"))) == 1
     (spec,) = desired(config([{"id": "/m.gguf", "devices": "cpu"}], engine="llamacpp"))
     assert spec.devices == ()
