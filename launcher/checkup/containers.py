@@ -13,6 +13,7 @@ from typing import Any
 from launcher.checkup.base import Check, Finding, failed, failed_by, passed, skipped, warned
 from launcher.checkup.subject import DockerLook, Subject
 from launcher.docker.container import ENGINE_SOCKETS, require_no_engine_socket
+from launcher.engines.model_source import host_path, is_local
 from launcher.sizes import GIB, show_bytes
 from launcher.supervisor import make_runtime
 from router.errors import OperatorError
@@ -120,6 +121,8 @@ def _mounts(subject: Subject) -> Iterator[Finding]:
     cache = str(subject.config.runtime.docker.cache_dir)
     mounts = {mount for _, command in subject.containers() for mount in command.mounts}
     sources = sorted({mount.source for mount in mounts} - {cache})
+    models = [Path(host_path(m.id)) for m in subject.config.models if is_local(m.id)]
+    looked_into = {str(folder) for model in models for folder in (model, model.parent)}
     for source in sources:
         try:
             require_no_engine_socket(os.path.realpath(source), _sockets(subject))
@@ -128,10 +131,10 @@ def _mounts(subject: Subject) -> Iterator[Finding]:
             continue
         if os.path.exists(source):
             yield passed("is there", about=source)
-        else:
+        elif source not in looked_into:  # the check model has those
             yield failed("is not on this machine", "make it, or change the config", about=source)
-    if not sources:
-        yield passed("no folders but the model cache")
+    if not set(sources) - looked_into:
+        yield passed("no folders but the models'")
 
 
 def _sockets(subject: Subject) -> list[str]:

@@ -55,12 +55,14 @@ def _local(model: ModelConfig, spec: ReplicaSpec, shapes: Shapes) -> Finding:
     if is_inside(model.id, spec.volumes):
         return skipped("comes with a volume, and is not looked into", about=model.id)
     path = Path(host_path(model.id))
-    if not path.exists():
+    if not _exists(path):
         return failed("no such file or folder", "see models[].id", about=model.id)
     try:
         shape = shapes.of(model)
     except ModelError as exc:
         return failed_by(exc, about=model.id)
+    except OSError as exc:
+        return failed(f"cannot be read ({exc.strerror})", "let this user read it", about=model.id)
     if shape is None:
         return skipped("is there; nothing is known of its kind", about=model.id)
     for note in shape.notes:
@@ -116,7 +118,7 @@ def _cache(subject: Subject) -> Iterator[Finding]:
         yield failed(f"{folder}: this user may not write there", f"{hint} to another folder")
         return
     free_bytes = _free_bytes(folder)
-    text = f"{folder}{'' if folder.exists() else ' (will be made)'}: {show_bytes(free_bytes)} free"
+    text = f"{folder}{'' if _exists(folder) else ' (will be made)'}: {show_bytes(free_bytes)} free"
     needed_bytes = sum(size for _, size in missing if size is not None)
     unknown = [name for name, size in missing if size is None]
     if needed_bytes > free_bytes:
@@ -171,14 +173,20 @@ def _state(subject: Subject) -> Iterator[Finding]:
 
 def _nearest(path: Path) -> Path:
     """The folder itself, or the one above in which it would be made."""
-    while not path.exists() and path != path.parent:
+    while not _exists(path) and path != path.parent:
         path = path.parent
     return path
 
 
 def _is_writable(path: Path) -> bool:
     nearest = _nearest(path)
-    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    is_folder = os.path.isdir(nearest)
+    return is_folder and os.access(nearest, os.W_OK | os.X_OK, effective_ids=True)
+
+
+def _exists(path: Path) -> bool:
+    """As far as this user can see; `Path.exists` raises where it may not look."""
+    return os.path.exists(path)
 
 
 def _free_bytes(path: Path) -> int:

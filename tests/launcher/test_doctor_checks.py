@@ -1,5 +1,6 @@
 """What single checks make of a machine, and what becomes of checks that hang or break."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from router.errors import ConfigProblem, StartError
 from tests.fakes.nvml import GIB, FakeNvml
 
 SOON_S = 10.0
+NOBODY = 65_534
 SECRET = "Zq8XwVtY5uBn"
 
 
@@ -27,11 +29,17 @@ SECRET = "Zq8XwVtY5uBn"
 def subject_of(tmp_path: Path) -> Callable[..., Subject]:
     """For a config of one TGI replica on cuda:0; keywords are the model's."""
 
-    def make(engine: str = "tgi", environ: dict[str, str] | None = None, **model: Any) -> Subject:
+    def make(
+        engine: str = "tgi",
+        environ: dict[str, str] | None = None,
+        state_dir: Path = tmp_path / "state",
+        **model: Any,
+    ) -> Subject:
         model = {"id": "a/b", "devices": "[0]"} | model
         fields = ", ".join(f"{name}: {value}" for name, value in model.items())
         path = tmp_path / "cluster.yaml"
-        path.write_text(f"models: [{{{fields}}}]\nengine: {engine}\nrouter: {{port: 0}}\n")
+        lines = [f"models: [{{{fields}}}]", f"engine: {engine}", "router: {port: 0}"]
+        path.write_text("\n".join([*lines, f"runtime: {{state_dir: {state_dir}}}", ""]))
         return Subject.load(path, environ=environ or {})
 
     return make
@@ -169,6 +177,24 @@ def test_replicas_that_fare_alike_are_one_line_and_others_are_named(
     assert (good.verdict, good.about) == (Verdict.PASS, "replica-0, replica-2")
     assert bad.verdict in (Verdict.WARN, Verdict.FAIL)
     assert bad.about == "replica-1"
+
+
+# ---- folders
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_folder_that_this_user_may_not_even_see_is_a_failure(
+    subject_of: Callable[..., Subject], tmp_path: Path
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    subject = subject_of(state_dir=closed / "state")
+    os.seteuid(NOBODY)
+    try:
+        found = only(subject, "state folder")
+    finally:
+        os.seteuid(0)
+    assert found == (Verdict.FAIL, f"{closed}/state: this user may not write there")
 
 
 # ---- the hub's token
