@@ -9,12 +9,10 @@ import os
 import socket
 from collections.abc import Callable
 
-from launcher.instance import Phase
-from launcher.status import ClusterStatus, ReplicaStatus
+from launcher.status import ClusterStatus
 
 Show = Callable[[ClusterStatus], None]
 _KEY = "NOTIFY_SOCKET"
-_FAILED_STARTS = 3  # in a row: whoever waits for the unit should not wait for this replica
 
 
 def telling(show: Show) -> Show:
@@ -68,7 +66,7 @@ def has_started(status: ClusterStatus) -> bool:
     One replica that never comes up must not keep a unit, and all that waits for it, from starting.
     """
     some_serve = any(replica.is_up for replica in status.replicas)
-    settled = all(replica.is_up or _is_in_trouble(replica) for replica in status.replicas)
+    settled = all(replica.is_up or replica.is_in_trouble for replica in status.replicas)
     return status.router_serves and some_serve and settled
 
 
@@ -87,7 +85,3 @@ def _words(status: ClusterStatus) -> list[str]:
     if status.is_stopping:
         return ["STOPPING=1"]
     return ["READY=1"] if has_started(status) else []
-
-
-def _is_in_trouble(replica: ReplicaStatus) -> bool:
-    return replica.phase is Phase.FAILED or replica.failed_starts >= _FAILED_STARTS

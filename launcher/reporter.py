@@ -218,6 +218,7 @@ def _as_status(keeper: ReplicaKeeper) -> ReplicaStatus:
         shown=handle.shown if handle else "",
         generation=instance.generation,
         failed_starts=instance.history.failed_starts,
+        is_stuck=instance.history.is_stuck,
         progress=instance.progress,
         reason=instance.reason,
         started_at=instance.started_at if handle else None,

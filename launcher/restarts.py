@@ -21,10 +21,14 @@ class RestartPolicy:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Ends in a row without a clean slate, and starts in a row that never became ready."""
+    """Ends in a row without a clean slate, and starts in a row that never became ready.
+
+    `is_stuck`: its last start failed, and not for the first time, for what somebody has to see to.
+    """
 
     deaths: int = 0
     failed_starts: int = 0
+    is_stuck: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +55,10 @@ def next_start(
     `is_slow`: somebody has to see to it first, so trying is rare from the second time on.
     """
     clean = ready_for_s is not None and ready_for_s >= policy.reset_after_s
-    after = History(
-        deaths=1 if clean else history.deaths + 1,
-        failed_starts=0 if ready_for_s is not None else history.failed_starts + 1,
-    )
+    deaths = 1 if clean else history.deaths + 1
+    failed_starts = 0 if ready_for_s is not None else history.failed_starts + 1
+    is_stuck = is_slow and deaths > 1 and failed_starts > 0
+    after = History(deaths, failed_starts, is_stuck)
     # 1. Nothing will change by trying again.
     if not recoverable:
         return Decision(after, None, f"not tried again, as it would fail the same way: {cause}")

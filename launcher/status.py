@@ -21,6 +21,7 @@ from launcher.router_process import running_routers
 from router.errors import RuntimeAway
 
 RECORD = "status.json"
+FAILED_STARTS = 3  # in a row: not a single accident, so the operator is told
 _RUNNING = (Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
 _HEALTH_TIMEOUT_S = 1.0
 
@@ -39,6 +40,7 @@ class ReplicaStatus:
     shown: str = ""  # how people find it: `pid 4711`, `container 3f2a9c1b7d10`
     generation: int = 0
     failed_starts: int = 0
+    is_stuck: bool = False  # it will not start before somebody has seen to it
     progress: str = ""
     reason: str = ""
     started_at: float | None = None
@@ -58,6 +60,14 @@ class ReplicaStatus:
     @property
     def is_running(self) -> bool:
         return bool(self.ref)
+
+    @property
+    def is_in_trouble(self) -> bool:
+        """It is not there, and waiting for it is not worth while."""
+        if self.is_up:
+            return False
+        has_failed = self.phase is Phase.FAILED or self.failed_starts >= FAILED_STARTS
+        return has_failed or self.is_stuck
 
     @property
     def is_up(self) -> bool:

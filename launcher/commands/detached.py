@@ -15,19 +15,17 @@ from pathlib import Path
 from launcher import log_files, processes
 from launcher.cluster import Cluster
 from launcher.commands.up import LOCK_WAIT_S, LOG_NAME
-from launcher.instance import Phase
 from launcher.processes import Marks, ProcessId
 from launcher.router_process import running_routers
 from launcher.runtimes import Handle
 from launcher.spawn import spawn
 from launcher.state import ClusterLock
-from launcher.status import ClusterStatus, recorded
+from launcher.status import FAILED_STARTS, ClusterStatus, recorded
 from launcher.supervisor import make_runtime
 from router.errors import OperatorError, StartError
 
 _LOOK_S = 0.1
 _SAY_EVERY_S = 10.0  # what is waited for, while nothing else is told
-_FAILED_STARTS = 3  # in a row: not a single accident, so the operator is told
 _STOP_MARGIN_S = 60.0
 
 
@@ -120,9 +118,9 @@ def _status_by(child: ProcessId, cluster: Cluster) -> ClusterStatus | None:
 def trouble_of(cluster: Cluster, status: ClusterStatus) -> str | None:
     """Why it is not worth waiting any longer."""
     for replica in status.replicas:
-        if replica.phase is Phase.FAILED or replica.failed_starts >= _FAILED_STARTS:
+        if replica.is_in_trouble:
             return f"{replica.id}: {replica.reason}; see `{cluster.command('logs', replica.id)}`"
-    if status.router.failed_starts >= _FAILED_STARTS:
+    if status.router.failed_starts >= FAILED_STARTS:
         return f"router: {status.router.reason}; see `{cluster.command('logs', 'router')}`"
     return None
 

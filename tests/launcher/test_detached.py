@@ -73,6 +73,22 @@ def test_a_drained_replica_is_not_waited_for(cluster, wait, capsys) -> None:
     assert f"undrain -c {cluster.path} replica-1`" in capsys.readouterr().out
 
 
+def test_one_that_somebody_has_to_see_to_ends_the_wait(cluster, wait) -> None:
+    write(cluster, READY, replace(LOADING, failed_starts=2, is_stuck=True, reason="no such image"))
+    assert "replica-1: no such image" in wait(lambda now_s: pytest.fail("it waits"))
+
+
+def test_one_that_has_failed_before_and_serves_does_not_end_the_wait(cluster, wait) -> None:
+    """It was not the first start of its launcher: another replica is waited for."""
+
+    def step(now_s):
+        write(cluster, recovered, READY)
+
+    recovered = replace(READY, id="replica-1", failed_starts=3, is_stuck=True)
+    write(cluster, recovered, LOADING)
+    assert wait(step) is None
+
+
 def test_one_that_fails_again_and_again_ends_the_wait(cluster, wait) -> None:
     write(cluster, READY, replace(LOADING, failed_starts=3, reason="exited with code 1"))
     trouble = wait(lambda now_s: pytest.fail("it waits"))

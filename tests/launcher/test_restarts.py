@@ -45,6 +45,15 @@ def test_having_been_ready_once_resets_failed_starts_but_not_deaths() -> None:
     assert (decision.history.failed_starts, decision.delay_s) == (0, 4)
 
 
+def test_what_somebody_has_to_see_to_is_stuck_from_the_second_time_on() -> None:
+    first = next_start(POLICY, History(), None, "no such image", is_slow=True)
+    assert (first.delay_s, first.history.is_stuck) == (0, False)
+    second = next_start(POLICY, first.history, None, "no such image", is_slow=True)
+    assert (second.delay_s, second.history.is_stuck) == (POLICY.max_s, True)
+    assert not next_start(POLICY, second.history, None, "exited with code 1").history.is_stuck
+    assert not next_start(POLICY, second.history, 5.0, "its GPU", is_slow=True).history.is_stuck
+
+
 def test_what_cannot_get_better_is_not_tried_again() -> None:
     decision = next_start(POLICY, History(), None, "no such program", recoverable=False)
     assert decision.delay_s is None
