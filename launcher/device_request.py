@@ -92,7 +92,7 @@ def parse_device(value: Any) -> str:
     if text.partition(":")[0] in _NOT_GPUS:
         raise ValueError(f"{_A_DEVICE}: {_NO_SHARDS}")
     if text == "cuda":
-        raise ValueError(f"{_A_DEVICE}: which one, as there are others; devices: auto chooses")
+        raise ValueError(f"{_A_DEVICE}; for any of them write devices: auto, or how many")
     raise ValueError(_A_DEVICE)
 
 

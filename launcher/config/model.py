@@ -99,11 +99,11 @@ class ModelConfig(ShorthandModel):
         if request.kind == "all" and self.replicas is not None:
             expected = "no replicas beside devices: all, which makes one on every GPU"
             yield Mismatch(("replicas",), str(self.replicas), expected)
+        made = request.replicas(self.shards)
         if request.kind == "count" and request.count % self.shards:
             expected = f"a multiple of gpus_per_replica ({self.shards})"
             yield Mismatch(("devices",), count(request.count, "GPU"), expected)
-        made = request.replicas(self.shards)
-        if made is not None and self.replicas is not None and made != self.replicas:
+        elif made is not None and self.replicas is not None and made != self.replicas:
             found = f"devices for {count(made, 'replica')}"
             yield Mismatch(("devices",), found, f"{self.replicas}, as many as replicas")
         for position, group in enumerate(request.groups):

@@ -19,11 +19,11 @@ _HOST_PATH = re.compile(r"(/|~/|~$)")
 
 def _volume(value: Any) -> Any:
     """`HOST:CONTAINER`, or with `:ro` behind, as `docker run -v` takes it."""
-    if not isinstance(value, str):
+    if isinstance(value, Mount):
         return value
-    source, separator, rest = value.partition(":")
+    source, _, rest = value.partition(":") if isinstance(value, str) else ("", "", "")
     target, _, mode = rest.partition(":")
-    is_fine = separator and _HOST_PATH.match(source) and target.startswith("/")
+    is_fine = _HOST_PATH.match(source) and target.startswith("/")
     if not is_fine or mode not in ("", "ro", "rw"):
         raise ValueError("/host/folder:/folder/in/container, with :ro behind to protect it")
     return Mount(os.path.expanduser(source), target, mode == "ro")

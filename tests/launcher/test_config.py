@@ -265,6 +265,19 @@ WRONG = {
         "models: [{id: b, devices: 5, gpus_per_replica: 2}]",
         "models[0].devices: found 5 GPUs, expected a multiple of gpus_per_replica (2)",
     ),
+    "GPUs that do not divide, beside replicas": (
+        "models: [{id: b, devices: 5, gpus_per_replica: 2, replicas: 4}]",
+        "models[0].devices: found 5 GPUs, expected a multiple of gpus_per_replica (2)",
+    ),
+    "more GPUs than replicas": (
+        "models: [{id: b, devices: 4, gpus_per_replica: 2, replicas: 4}]",
+        "models[0].devices: found devices for 2 replicas, expected 4, as many as replicas",
+    ),
+    "a volume in many words": (
+        "models: [a]\nengine: {name: tgi, volumes: [{source: /a, target: /b}]}",
+        "engine.volumes[0]: found a mapping of 2 keys, expected "
+        "/host/folder:/folder/in/container, with :ro behind to protect it",
+    ),
     "groups of another size": (
         "models: [{id: b, devices: [[0, 1], 2], gpus_per_replica: 2}]",
         "models[0].devices[1]: found 1 device, expected 2, as gpus_per_replica says",

@@ -112,7 +112,7 @@ def test_what_is_no_form_is_refused_as_a_whole(written, expected):
         ([-1], (0,), "the whole number -1", "a GPU like cuda:0"),
         ([1000], (0,), "the whole number 1000", "a GPU like cuda:0"),
         (["cpu"], (0,), 'a text "cpu"', "engines keep all of a model on GPUs"),
-        (["cuda"], (0,), 'a text "cuda"', "which one, as there are others"),
+        (["cuda"], (0,), 'a text "cuda"', "for any of them write devices: auto"),
         (["cuda:٣"], (0,), 'a text "cuda:٣"', "a GPU like cuda:0"),
         (["GPU-"], (0,), 'a text "GPU-"', "a GPU like cuda:0"),
         (["GPU-x y"], (0,), 'a text "GPU-x y"', "a GPU like cuda:0"),
