@@ -13,6 +13,7 @@ from launcher.checkup import (
     limits,
     network,
     placement,
+    programs,
     software,
     storage,
 )
@@ -23,6 +24,7 @@ CHECKS: tuple[Check, ...] = (
     *driver.CHECKS,
     *gpus.CHECKS,
     *placement.CHECKS,
+    *programs.CHECKS,
     *containers.CHECKS,
     *gpu_access.CHECKS,
     *storage.CHECKS,

@@ -1,10 +1,13 @@
-"""Ports: the endpoint's, and those that replicas take. Binds each for a moment, and lets it go."""
+"""Who reaches the endpoint, and which ports are free: its own, and those that replicas take.
+
+Binds each for a moment, and lets it go.
+"""
 
 from collections.abc import Iterator
 from itertools import islice
 
 from launcher import listener, ports
-from launcher.checkup.base import Check, Finding, failed, failed_by, passed
+from launcher.checkup.base import Check, Finding, failed, failed_by, passed, warned
 from launcher.checkup.subject import Subject
 from launcher.engines import ENGINES
 from launcher.engines.images import version_of_spec
@@ -18,6 +21,19 @@ from router.errors import StartError
 _SYSTEMD = 1  # holds the sockets of its units
 # Of these versions each opens this port on all addresses for a moment, whatever it is told.
 _TGI_FIXED_SINCE, _TGI_FIXED_UNTIL, _TGI_FIXED_PORT = (2, 3, 0), (3, 3, 0), 9000
+
+
+def _endpoint(subject: Subject) -> Iterator[Finding]:
+    from launcher.commands.validate import open_endpoint
+
+    assert subject.router is not None
+    found = False
+    for warning in open_endpoint(subject.router):
+        what, _, advice = warning.partition("; ")
+        found = True
+        yield warned(what, advice)
+    if not found:
+        yield passed(f"only this machine reaches {subject.router.host}")
 
 
 def _router_port(subject: Subject) -> Iterator[Finding]:
@@ -129,6 +145,7 @@ def _opens_extra_ports(subject: Subject) -> bool:
 
 
 CHECKS = (
+    Check("endpoint", _endpoint, lambda subject: subject.router is not None),
     Check("router port", _router_port, lambda subject: subject.router is not None),
     Check(
         "replica ports", _replica_ports, lambda subject: subject.config is not None, limit_s=60.0

@@ -3,9 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from launcher.checkup.base import Check, Finding, failed, failed_by, passed, skipped, warned
-from launcher.checkup.software import show_command
+from launcher.checkup.base import (
+    Check,
+    Finding,
+    NotTold,
+    failed,
+    failed_by,
+    passed,
+    skipped,
+    warned,
+)
+from launcher.checkup.question import NoAnswer
 from launcher.checkup.subject import Subject
+from launcher.gpu import DriverState
 from launcher.placement import ReplicaSpec
 from launcher.sizing import Assessment, Shapes, assess
 from router.config.words import count
@@ -13,6 +23,8 @@ from router.errors import OperatorError
 
 
 def _placement(subject: Subject) -> Iterator[Finding]:
+    if subject.looks_at_gpus:
+        _require_driver(subject)
     try:
         specs = subject.placed.answer()
     except OperatorError as exc:
@@ -24,6 +36,16 @@ def _placement(subject: Subject) -> Iterator[Finding]:
     yield passed(f"{text} on {count(len(devices), 'GPU')}" if devices else f"{text}, on no GPU")
     if subject.running:
         yield passed(f"{count(len(subject.running), 'replica')} of this cluster already running")
+
+
+def _require_driver(subject: Subject) -> None:
+    """One that is no use is told by the check of that name."""
+    try:
+        state = subject.driver.answer().inventory.state
+    except NoAnswer as exc:
+        raise NotTold("the NVIDIA driver does not answer") from exc
+    if state is DriverState.BROKEN:
+        raise NotTold("the NVIDIA driver tells nothing here")
 
 
 def _fit(subject: Subject) -> Iterator[Finding]:
@@ -59,7 +81,8 @@ def _assessed(subject: Subject) -> Iterator[tuple[ReplicaSpec, Assessment]]:
 
 
 def _verdict(subject: Subject, assessed: Assessment) -> Finding:
-    plan = f"`{show_command(subject, 'plan')}` shows the sum"
+    assert subject.cluster is not None
+    plan = f"`{subject.cluster.command('plan')}` shows the sum"
     fit = assessed.fit
     if fit is None:
         return skipped(assessed.unknown)

@@ -19,6 +19,7 @@ from launcher.state import SOCKET_PATH_LIMIT_BYTES, StateFolder
 from router.errors import StateError
 
 _LOG_ROOM_BYTES = GIB
+_MODEL_ROOM_BYTES = 20 * GIB  # for one of unknown size
 _MODEL_CACHE = "runtime.docker.model_cache"
 _CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
 
@@ -124,8 +125,9 @@ def _cache(subject: Subject) -> Iterator[Finding]:
     if needed_bytes > free_bytes:
         wanted = f"expected {show_bytes(needed_bytes)} for what is to be downloaded"
         yield failed(f"{text}, {wanted}", "free some, or take another disk")
-    elif unknown:
-        yield skipped(f"{text}; how much is needed is not known for {', '.join(unknown)}")
+    elif unknown and free_bytes < needed_bytes + _MODEL_ROOM_BYTES:
+        names = ", ".join(unknown)
+        yield warned(f"{text}; it is not known how much {names} takes", "free some, to be safe")
     elif needed_bytes:
         yield passed(f"{text}, {show_bytes(needed_bytes)} needed")
     else:
