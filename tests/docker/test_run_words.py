@@ -76,7 +76,7 @@ def told(docker_client, container_id):
     # Said by the CLI as its default, by us not at all.
     host["NetworkMode"] = {"default": "bridge"}.get(host["NetworkMode"], host["NetworkMode"])
     host["CapAdd"] = [name.removeprefix("CAP_") for name in host["CapAdd"] or ()]
-    config["Env"] = sorted(config["Env"])
+    config["Env"], host["Binds"] = sorted(config["Env"]), sorted(host["Binds"])
     return {key: value or None for part in (config, host) for key, value in part.items()}
 
 
