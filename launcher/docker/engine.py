@@ -27,7 +27,7 @@ log = logging.getLogger("launcher")
 
 T = TypeVar("T")
 
-USUAL_URL = "unix:///var/run/docker.sock"
+_USUAL_SOCKET = "/var/run/docker.sock"
 _THREADS = 16
 _LOOK_TIMEOUT_S = 10.0
 _ACT_TIMEOUT_S = 120.0  # a hook that wakes eight GPUs takes its time
@@ -38,7 +38,7 @@ class DockerEngine:
     """One Docker Engine. Calls raise Refused, RuntimeAway, StartError (it never will answer)."""
 
     def __init__(self, url: str | None, environ: Mapping[str, str] = os.environ) -> None:
-        self.url = url or environ.get("DOCKER_HOST") or USUAL_URL
+        self.url = url or environ.get("DOCKER_HOST") or f"unix://{_usual_socket(environ)}"
         self._environ = environ
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="docker")
         self._clients: dict[float, APIClient] = {}
@@ -82,8 +82,12 @@ class DockerEngine:
 
             options = kwargs_from_env({**self._environ, "DOCKER_HOST": self.url})
             options["base_url"] = options.get("base_url") or self.url
-            is_ssh = self.url.startswith("ssh://")
-            return docker.APIClient(timeout=int(timeout_s), use_ssh_client=is_ssh, **options)
+            return docker.APIClient(
+                timeout=int(timeout_s),
+                use_ssh_client=self.url.startswith("ssh://"),
+                max_pool_size=_THREADS,
+                **options,
+            )
         except Exception as exc:
             raise self.translated(exc) from exc
 
@@ -134,6 +138,13 @@ class DockerEngine:
             if timeout_s not in self._clients:
                 self._clients[timeout_s] = self.connect(timeout_s)
             return self._clients[timeout_s]
+
+
+def _usual_socket(environ: Mapping[str, str]) -> str:
+    """The machine's, or that of a Docker Engine that this user runs without being root."""
+    own = os.path.join(environ.get("XDG_RUNTIME_DIR", ""), "docker.sock")
+    is_own = not os.path.exists(_USUAL_SOCKET) and os.path.isabs(own) and os.path.exists(own)
+    return own if is_own else _USUAL_SOCKET
 
 
 class LongReply:

@@ -115,7 +115,9 @@ class DockerRuntime:
             await self._refuse_foreign()
         for spec in specs:
             injection_of(self._docker.gpu_injection, spec.devices, facts)
-            require_possible(self._command(spec).mounts, self._docker)
+            mounts, cache = self._command(spec).mounts, self._docker.cache_dir
+            require_possible(mounts, self._docker)
+            require_folders([m for m in mounts if m.source == str(cache)], cache, None)
 
     async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
         self._starting.add(spec.id)
