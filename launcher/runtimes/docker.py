@@ -29,12 +29,12 @@ from launcher.docker.labels import (
     DEVICES,
     FINGERPRINT,
     GENERATION,
-    HOME,
     REPLICA,
     URL,
     Place,
 )
 from launcher.docker.logs import Logs
+from launcher.docker.ownership import is_marked, marks_of, require_no_other_home
 from launcher.docker.pulls import Pulls
 from launcher.docker.refusals import Refused, is_port_taken, start_error
 from launcher.engines import ENGINES
@@ -112,7 +112,8 @@ class DockerRuntime:
         with _translating("the Docker Engine"):
             require_api_version(await self._engine.look(lambda api: str(api.api_version)))
             facts = facts_of(await self._engine.look(lambda api: api.info()))
-            await self._refuse_foreign()
+            of_that_name = {CLUSTER: self._config.cluster}
+            require_no_other_home(await self._containers.labelled(of_that_name), self._marks)
         for spec in specs:
             injection_of(self._docker.gpu_injection, spec.devices, facts)
             mounts, cache = self._command(spec).mounts, self._docker.cache_dir
@@ -184,7 +185,7 @@ class DockerRuntime:
     async def catch_up_log(self, replica_id: str) -> None:
         try:
             found = await self._containers.inspect(container_name(self._config.cluster, replica_id))
-            if found is not None and self._is_ours(found):
+            if found is not None and is_marked(found, self._marks):
                 await self._logs.copy_once(replica_id, found["Id"])
         except (OperatorError, Refused, OSError) as exc:
             log.warning("%s: the log may lack its end: %s", replica_id, exc)
@@ -200,8 +201,7 @@ class DockerRuntime:
 
     @property
     def _marks(self) -> dict[str, str]:
-        """The labels that all of this cluster's containers have, and no others."""
-        return {CLUSTER: self._config.cluster, HOME: str(self._folder.path)}
+        return marks_of(self._config.cluster, self._folder.path)
 
     def _command(self, spec: ReplicaSpec) -> ContainerCommand:
         return self._command_of(spec, str(self._docker.cache_dir))
@@ -246,7 +246,7 @@ class DockerRuntime:
         found = await self._containers.inspect(name)
         if found is None:
             return
-        if not self._is_ours(found):
+        if not is_marked(found, self._marks):
             raise StartError(
                 f"found a container {name} that this cluster did not make, expected that name to "
                 f"be free: `docker rm -f {name}` removes it",
@@ -255,7 +255,7 @@ class DockerRuntime:
         await self._remove_leftover(replica_id, found["Id"])
 
     async def _remove_leftover(self, replica_id: str, container_id: str) -> None:
-        with suppress(OSError):
+        with suppress(OSError, Refused):
             await self._logs.copy_once(replica_id, container_id)
         await self._containers.remove(container_id)
 
@@ -345,35 +345,22 @@ class DockerRuntime:
             replica_id = listed["Labels"].get(REPLICA, "")
             # Not under the hands of a launcher that is about to start it, or to ask how it ended.
             if replica_id not in self._starting and not self._is_run_by_another():
-                await self._remove_leftover(replica_id, listed["Id"])
+                await self._clear_away(replica_id, listed["Id"])
             return None
         found = await self._containers.inspect(listed["Id"])
         if found is None:
             return None
         return _handle_of(found["Id"], found["Config"]["Labels"], found["State"]["Pid"] or None)
 
+    async def _clear_away(self, replica_id: str, container_id: str) -> None:
+        try:
+            await self._remove_leftover(replica_id, container_id)
+        except Refused as exc:  # in the way of nothing but a start, which will say so
+            log.warning("%s: container %s stays: %s", replica_id, container_id[:12], exc.text)
+
     def _is_run_by_another(self) -> bool:
         holder = self._folder.holder()
         return holder is not None and holder.pid != os.getpid()
-
-    def _is_ours(self, found: dict[str, Any]) -> bool:
-        labels = found["Config"].get("Labels") or {}
-        return bool(self._marks.items() <= labels.items())
-
-    async def _refuse_foreign(self) -> None:
-        home, cluster = self._marks[HOME], {CLUSTER: self._config.cluster}
-        found = await self._containers.labelled(cluster)
-        foreign = [one for one in found if one["Labels"].get(HOME) != home]
-        if not foreign:
-            return
-        theirs = foreign[0]["Labels"].get(HOME)
-        names = " ".join(one["Names"][0].removeprefix("/") for one in foreign)
-        raise StartError(
-            f"cluster {self._config.cluster} on this Docker Engine is run from the state folder "
-            f"{theirs}, not from {home}: give this one another name (cluster: ...); if that folder "
-            f"is gone, `docker rm -f {names}` ends what is left",
-            recoverable=False,
-        )
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import textwrap
 from contextlib import closing, suppress
 
 import pytest
+import requests
 
 from launcher import log_files
 from launcher.config import ClusterConfig
@@ -295,6 +296,28 @@ async def test_what_does_not_run_is_cleared_away_but_not_under_a_launchers_hands
     StateFolder(fleet.state_dir).remove("launcher.json")
     assert await fleet.runtime().owned() == []
     assert containers(docker_client) == []
+
+
+async def test_what_cannot_be_cleared_away_is_in_the_way_of_a_start_only(
+    fleet, docker_client, monkeypatch, caplog
+):
+    import docker
+
+    first = fleet.runtime()
+    await ended(first, await first.start(spec_of("print('up')"), 1, quiet))
+    await first.aclose()
+
+    def busy(*_, **how):
+        reply = requests.Response()
+        reply.status_code, reply._content = 500, b'{"message": "device or resource busy"}'
+        raise docker.errors.APIError("busy", reply, "device or resource busy")
+
+    monkeypatch.setattr(docker.APIClient, "remove_container", busy)
+    runtime = fleet.runtime()
+    assert await runtime.owned() == []
+    assert "stays: device or resource busy" in caplog.text
+    with pytest.raises(StartError, match="device or resource busy"):
+        await runtime.start(spec_of(), 2, quiet)
 
 
 @pytest.mark.parametrize("call", ["create_container_from_config", "start"])

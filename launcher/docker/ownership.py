@@ -1,0 +1,37 @@
+"""Whose containers these are: a cluster's name and its state folder, both. Pure.
+
+Two clusters of one name would take each other's containers for their own; the folder tells them
+apart. Asked by the docker runtime before it starts, removes or adopts anything.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from launcher.docker.labels import CLUSTER, HOME
+from router.errors import StartError
+
+
+def marks_of(cluster: str, home: Path) -> dict[str, str]:
+    """The labels that all of a cluster's containers have, and no others."""
+    return {CLUSTER: cluster, HOME: str(home)}
+
+
+def is_marked(inspected: Mapping[str, Any], marks: Mapping[str, str]) -> bool:
+    """Whether a container, as `inspect` tells it, has these labels."""
+    labels = inspected["Config"].get("Labels") or {}
+    return bool(marks.items() <= labels.items())
+
+
+def require_no_other_home(listed: Iterable[Mapping[str, Any]], marks: Mapping[str, str]) -> None:
+    """`listed`: all containers of the cluster's name. Raises StartError if another has some."""
+    foreign = [one for one in listed if one["Labels"].get(HOME) != marks[HOME]]
+    if not foreign:
+        return
+    names = " ".join(one["Names"][0].removeprefix("/") for one in foreign)
+    raise StartError(
+        f"cluster {marks[CLUSTER]} on this Docker Engine is run from the state folder "
+        f"{foreign[0]['Labels'].get(HOME)}, not from {marks[HOME]}: give this one another name "
+        f"(cluster: ...); if that folder is gone, `docker rm -f {names}` ends what is left",
+        recoverable=False,
+    )
