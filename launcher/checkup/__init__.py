@@ -14,6 +14,7 @@ from launcher.checkup import (
     network,
     placement,
     programs,
+    shared_memory,
     software,
     storage,
 )
@@ -27,6 +28,7 @@ CHECKS: tuple[Check, ...] = (
     *programs.CHECKS,
     *containers.CHECKS,
     *gpu_access.CHECKS,
+    *shared_memory.CHECKS,
     *storage.CHECKS,
     *hub.CHECKS,
     *network.CHECKS,

@@ -7,11 +7,12 @@ import asyncio
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from launcher.checkup.base import Check, Finding, failed, failed_by, passed, skipped, warned
-from launcher.checkup.subject import DockerLook, Subject
+from launcher.checkup.subject import CALL_S, DockerLook, Subject
 from launcher.docker.container import ENGINE_SOCKETS, require_no_engine_socket
 from launcher.engines.model_source import host_path, is_local
 from launcher.sizes import GIB, show_bytes
@@ -100,7 +101,7 @@ def _cgroups(subject: Subject) -> Iterator[Finding]:
 
 def _replicas(subject: Subject) -> Iterator[Finding]:
     """What the launcher itself makes sure of before it starts anything."""
-    subject.docker_look  # noqa: B018  # one that does not answer is told elsewhere
+    subject.require_docker()
     assert subject.cluster is not None
     asyncio.run(_prepare(subject))
     yield passed("nobody else has this cluster; containers can be made as the config asks")
@@ -163,13 +164,9 @@ def _images(subject: Subject) -> Iterator[Finding]:
 
 def image_sizes(subject: Subject) -> dict[str, int | None]:
     """Each image that the config needs; None: it is not on the engine. NotTold without one."""
-    from contextlib import closing
-
     from docker.errors import ImageNotFound
 
-    from launcher.checkup.subject import CALL_S
-
-    subject.docker_look  # noqa: B018
+    subject.require_docker()
     sizes: dict[str, int | None] = {}
     api: Any  # the SDK leaves its functions untyped
     with closing(subject.engine.connect(CALL_S)) as api:
@@ -191,61 +188,6 @@ def _is_swarm(look: DockerLook) -> bool:
     return (look.info.get("Swarm") or {}).get("LocalNodeState") == "active"
 
 
-# ---- shared memory
-
-_SHARD_BYTES = GIB  # what the processes of a divided model exchange through, for each
-_SHARDED = ("tgi", "vllm", "aphrodite")
-_DOCKER_SHM_BYTES = 64 * 1024**2
-_DEV_SHM = Path("/dev/shm")
-
-
-def _shared_memory(subject: Subject) -> Iterator[Finding]:
-    """Too little, and the shards' communication library ends them while they load."""
-    if subject.uses_docker:
-        yield from _container_shm(subject)
-    else:
-        yield _machine_shm(subject)
-
-
-def _container_shm(subject: Subject) -> Iterator[Finding]:
-    findings: dict[Finding, None] = {}
-    for spec, command in subject.containers():
-        has = command.shm_bytes or _DOCKER_SHM_BYTES
-        needs = spec.shards * _SHARD_BYTES
-        text = f"{show_bytes(has)} for each container"
-        if spec.shards < 2 or spec.engine_name not in _SHARDED:
-            findings[passed(f"{text}, enough for one shard", about=spec.model)] = None
-        elif has < needs:
-            advice = f'set engine.shm_size to "{spec.shards}GiB"'
-            text = f"{text}, expected {show_bytes(needs)} for {spec.shards} shards"
-            findings[warned(text, advice, about=spec.model)] = None
-        else:
-            findings[passed(f"{text} of {spec.shards} shards", about=spec.model)] = None
-    yield from findings
-
-
-def _machine_shm(subject: Subject) -> Finding:
-    shards = [spec.shards for spec in subject.specs if spec.shards > 1]
-    needs = sum(shards) * _SHARD_BYTES
-    try:
-        free_bytes = shutil.disk_usage(_DEV_SHM).free
-    except OSError as exc:
-        return failed(f"{_DEV_SHM}: {exc.strerror}", f"mount a tmpfs on {_DEV_SHM}")
-    text = f"{show_bytes(free_bytes)} free in {_DEV_SHM}"
-    if free_bytes < needs:
-        advice = f"`sudo mount -o remount,size={sum(shards) * 2}G {_DEV_SHM}`"
-        return warned(f"{text}, expected {show_bytes(needs)} for {sum(shards)} shards", advice)
-    return passed(text)
-
-
-def _shares_memory(subject: Subject) -> bool:
-    config = subject.config
-    if config is None:
-        return False
-    divided = any(model.shards > 1 and config.uses_gpus(model) for model in config.models)
-    return divided or (subject.uses_docker and subject.uses_gpus)
-
-
 def _docker(subject: Subject) -> bool:
     return subject.uses_docker
 
@@ -258,5 +200,4 @@ CHECKS = (
     Check("containers", _replicas, _docker, limit_s=90.0),
     Check("mounts", _mounts, _docker, limit_s=60.0),
     Check("image", _images, _docker, limit_s=60.0),
-    Check("shared memory", _shared_memory, _shares_memory, limit_s=60.0),
 )

@@ -29,8 +29,8 @@ _CALL_S = 30.0  # a hook that wakes a GPU takes its time
 _END_S = 30.0
 _LOOK_S = 0.05
 _STRAY_AFTER_S = 600.0  # no check of ours takes as long
-_NOT_IN_IMAGE = re.compile(r"executable file not found|no such file or directory")
-_PROGRAMS = (("nvidia-smi", "-L"), ("true",))  # the second is in nearly every image
+_PROGRAMS = (("nvidia-smi", "-L"), ("true",), ("sh", "-c", ":"))
+_MISSING = r"""["`]{}["`].*(not found|no such file)"""  # runc's words, and crun's
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +116,21 @@ def _tried(subject: Subject, api: Any, trial: _Trial) -> Finding:
         try:
             code, said = _run(subject, api, trial, program)
         except Refused as exc:
-            if _NOT_IN_IMAGE.search(exc.text) and program[0] in exc.text:
+            if _is_missing(program[0], exc):
                 continue
             reason = start_error(exc, "a container with this GPU cannot start")
             return failed(str(reason), by_hand, about=trial.about)
-        if program[0] == "true":
-            break
-        return _judged(trial, code, said, by_hand)
-    # The engine's hooks come before the search for the program: it has been given the GPU.
-    return passed(
-        "the Docker Engine gives it to containers; the image has no nvidia-smi to look at it with",
-        about=trial.about,
-    )
+        if program[0] == "nvidia-smi":
+            return _judged(trial, code, said, by_hand)
+        return passed(
+            "the Docker Engine gives it to containers; the image has no nvidia-smi to look with",
+            about=trial.about,
+        )
+    return skipped(f"{trial.image} has no program to try it with", by_hand, about=trial.about)
+
+
+def _is_missing(program: str, refused: Refused) -> bool:
+    return bool(re.search(_MISSING.format(re.escape(program)), refused.text, re.IGNORECASE))
 
 
 def _by_hand(trial: _Trial) -> str:

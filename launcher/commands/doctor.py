@@ -12,7 +12,8 @@ included), 1 when something did, 2 for a config that cannot be read, 70 when a c
     counts   {"pass", "warn", "fail", "skip", "bug"}: how many findings of each
     checks   findings, in the order they were made; a check may have several, or none:
       check    its name: "gpu access"
-      about    which of several it is about: "cuda:0", an image, a model; else ""
+      about    which of several: "cuda:0", an image, a model; "cuda:0, cuda:1" where it is the same
+               for all of them; else ""
       verdict  "pass", "warn", "fail", "skip": it could not be looked at; "bug": the check broke
       found    what was found
       advice   what to do; ""

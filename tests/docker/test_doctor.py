@@ -65,6 +65,7 @@ def test_each_gpu_is_tried_in_a_container_that_does_not_stay(
     _, found = doctor(write_config(engine, docker_engines.GPUS[:2]))
     (access,) = found["gpu access"]
     assert (access["verdict"], access["about"]) == ("pass", ", ".join(docker_engines.GPUS[:2]))
+    assert "no nvidia-smi" in access["found"]
     assert [one["verdict"] for one in found["docker"]] == ["pass"]
     assert [(one["verdict"], one["about"]) for one in found["image"]] == [("pass", tgi_image)]
     assert [one["verdict"] for one in found["containers"]] == ["pass"]

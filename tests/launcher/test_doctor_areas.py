@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from launcher.checkup import CHECKS, containers, limits, network
+from launcher.checkup import CHECKS, limits, network, shared_memory
 from launcher.checkup.base import Finding, Verdict
 from launcher.checkup.question import Question
 from launcher.checkup.runner import examine
@@ -140,18 +140,20 @@ def test_volumes_are_looked_for_and_must_not_hand_the_machine_over(
 
 
 @pytest.mark.parametrize(
-    ("shm", "devices", "verdict"),
+    ("engine", "devices", "verdict"),
     [
-        ("", "[0]", Verdict.PASS),
-        ("", "[[0, 1]]", Verdict.PASS),  # 1 GiB for each shard unless told otherwise
-        (", shm_size: 64MiB", "[0]", Verdict.PASS),
-        (", shm_size: 64MiB", "[[0, 1]]", Verdict.WARN),
+        ("tgi", "[0]", Verdict.PASS),
+        ("tgi", "[[0, 1]]", Verdict.PASS),  # 1 GiB for each shard unless told otherwise
+        ("tgi, shm_size: 64MiB", "[0]", Verdict.PASS),
+        ("tgi, shm_size: 64MiB", "[[0, 1]]", Verdict.WARN),
+        ("vllm", "[[0, 1, 2, 3]]", Verdict.PASS),  # the same for any number
+        ("vllm, shm_size: 64MiB", "[[0, 1, 2, 3]]", Verdict.WARN),
     ],
 )
 def test_shared_memory_of_containers(
-    load: Callable[..., Subject], shm: str, devices: str, verdict: Verdict
+    load: Callable[..., Subject], engine: str, devices: str, verdict: Verdict
 ) -> None:
-    subject = load(model=f"id: a/b, devices: {devices}", engine=f"{{name: tgi{shm}}}")
+    subject = load(model=f"id: a/b, devices: {devices}", engine=f"{{name: {engine}}}")
     finding = only(subject, "shared memory")
     assert finding.verdict is verdict
     if verdict is Verdict.WARN:
@@ -162,10 +164,10 @@ def test_shared_memory_of_processes(
     load: Callable[..., Subject], monkeypatch: pytest.MonkeyPatch, small_disk: Path
 ) -> None:
     subject = load(model="id: a/b, devices: [[0, 1]]", runtime="name: process")
-    monkeypatch.setattr(containers, "_DEV_SHM", small_disk)
+    monkeypatch.setattr(shared_memory, "_DEV_SHM", small_disk)
     finding = only(subject, "shared memory")
     assert finding.verdict is Verdict.WARN
-    assert "expected 2.0 GiB for 2 shards" in finding.found
+    assert "expected 2.0 GiB for all shards" in finding.found
 
 
 @pytest.fixture
