@@ -32,7 +32,7 @@ def run(cluster: Cluster) -> int:
     """Raises what refuses the change; nothing has changed then."""
     launcher = _launcher(cluster)
     changed = list(differences(cluster))
-    if not any(change.sign != "=" for change in changed):
+    if not any(change.sign != "=" for change in changed) and _is_ready(cluster):
         see, stop = cluster.command("status"), cluster.command("down")
         print(f"launcher pid {launcher.pid} runs this config already; see `{see}`, stop: `{stop}`")
         return 0
@@ -49,6 +49,12 @@ def run(cluster: Cluster) -> int:
             file=sys.stderr,
         )
         raise
+
+
+def _is_ready(cluster: Cluster) -> bool:
+    """Else there is something to wait for, or to try again after somebody has seen to it."""
+    status = recorded(cluster)
+    return status is not None and status.is_ready
 
 
 def differences(cluster: Cluster) -> Iterator[changes.Change]:
