@@ -42,7 +42,8 @@ class DockerEngine:
         self._environ = environ
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="docker")
         self._clients: dict[float, APIClient] = {}
-        self._connecting = threading.Lock()
+        # One for each kind of call: who only looks must not wait for who may wait long.
+        self._connecting = {kind: threading.Lock() for kind in (_LOOK_TIMEOUT_S, _ACT_TIMEOUT_S)}
 
     @property
     def is_local(self) -> bool:
@@ -134,7 +135,7 @@ class DockerEngine:
                 door.connect(self.socket_path)
 
     def _client(self, timeout_s: float) -> "APIClient":
-        with self._connecting:
+        with self._connecting[timeout_s]:
             if timeout_s not in self._clients:
                 self._clients[timeout_s] = self.connect(timeout_s)
             return self._clients[timeout_s]
