@@ -102,7 +102,7 @@ def assess(
         unknown = f"{engine.name} needs no GPU here"
     try:
         shape = shapes.of(model) if not unknown else None
-    except ModelError as exc:
+    except (ModelError, OSError) as exc:  # a folder that this user may not see, for one
         return Assessment(None, gpus, fraction, None, None, str(exc))
     if not unknown and shape is None:
         unknown = (

@@ -1,0 +1,121 @@
+"""How models, budgets and cards become what a replica is started with, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.config import load_cluster_config
+from launcher.gpu import DriverState, Inventory
+from launcher.imagined import imagined
+from launcher.placement import replica_specs
+from launcher.sizing import Shapes, assess, sizer
+from router.errors import PlacementError
+
+VICUNA = "lmsys/vicuna-7b-v1.5"
+NONE = Inventory(DriverState.NONE, trouble="no NVIDIA driver: it was not found")
+
+
+@pytest.fixture
+def specs(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def specs(model, gpus, engine="tgi", **args):
+        config = {"models": [model], "engine": {"name": engine, "args": args}}
+        path = tmp_path / "fleet.yaml"
+        path.write_text(yaml.safe_dump(config))
+        loaded = load_cluster_config(path)
+        inventory = imagined(gpus) if isinstance(gpus, str) else gpus
+        return replica_specs(loaded, inventory, {}, sizer(loaded, inventory))
+
+    return specs
+
+
+@pytest.mark.parametrize(
+    ("engine", "gpu", "quantize"),
+    [
+        ("tgi", "A100-80", None),
+        ("tgi", "T4", "eetq"),
+        ("vllm", "8GiB", "bitsandbytes"),
+    ],
+)
+def test_auto_becomes_the_engines_own_word_in_the_spec(specs, engine, gpu, quantize):
+    model = {"id": VICUNA, "quantize": "auto", "max_total_tokens": 2048}
+    assert specs(model, gpu, engine)[0].quantize == quantize
+
+
+def test_what_is_chosen_is_part_of_the_fingerprint(specs):
+    model = {"id": VICUNA, "quantize": "auto", "max_total_tokens": 2048}
+    assert specs(model, "T4")[0].fingerprint != specs(model, "A100-80")[0].fingerprint
+
+
+@pytest.mark.parametrize("budget", ["20GiB", {0: "20GiB"}, {0: "20GiB", 1: "1GiB"}])
+def test_a_budget_becomes_a_share_of_the_card_it_is_for(specs, budget):
+    [spec] = specs({"id": VICUNA, "devices": "cuda:0", "max_memory": budget}, "2x24GiB")
+    assert spec.memory_fraction == 0.833
+
+
+def test_shards_get_the_least_of_their_shares(specs):
+    model = {"id": VICUNA, "devices": [[0, 1]], "max_memory": {0: "20GiB", 1: "12GiB"}}
+    assert specs(model, "2x24GiB")[0].memory_fraction == 0.5
+
+
+def test_the_engines_own_flag_goes_before_a_budget(specs):
+    model = {"id": VICUNA, "max_memory": "20GiB"}
+    [spec] = specs(model, "24GiB", **{"cuda-memory-fraction": 0.4})
+    assert spec.memory_fraction == 0.4
+
+
+def test_a_model_that_is_larger_than_the_card_is_refused_with_what_would_do(specs):
+    with pytest.raises(PlacementError, match=r"models\[0\]: .*Llama-2-70b-hf cannot fit on L4"):
+        specs({"id": "meta-llama/Llama-2-70b-hf"}, "L4")
+
+
+def test_one_that_only_looks_too_large_is_not_refused(specs):
+    """Estimates may be off by some percent: the engine judges."""
+    assert specs({"id": VICUNA, "max_total_tokens": 4096}, "14GiB")
+
+
+def test_auto_that_finds_no_way_says_what_was_tried(specs):
+    with pytest.raises(PlacementError, match=r"found auto, but .* fits in no way .*float16: .*nf4"):
+        specs({"id": "meta-llama/Llama-2-70b-hf", "quantize": "auto"}, "T4")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({"id": VICUNA, "quantize": "auto"}, r"models\[0\]\.quantize: found auto, but no NVIDIA"),
+        ({"id": VICUNA, "max_memory": "9GiB"}, r"models\[0\]\.max_memory: found a budget, but no"),
+    ],
+)
+def test_what_needs_a_known_card_is_refused_without_one(specs, model, expected):
+    with pytest.raises(PlacementError, match=expected):
+        specs(model, NONE)
+
+
+def test_an_unknown_model_starts_all_the_same(specs):
+    assert specs({"id": "nobody/knows-this"}, "L4")[0].quantize is None
+
+
+def test_a_closed_folder_is_told_not_raised(tmp_path, monkeypatch):
+    def closed(self):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    assert "Permission denied" in _unknown(tmp_path, tmp_path / "closed" / "model")
+
+
+def test_a_folder_that_is_no_model_is_told_not_raised(tmp_path):
+    (tmp_path / "model").mkdir()
+    assert "config.json" in _unknown(tmp_path, tmp_path / "model")
+
+
+def _unknown(tmp_path: Path, folder: Path) -> str:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(yaml.safe_dump({"models": [str(folder)], "engine": "tgi"}))
+    config = load_cluster_config(path)
+    inventory = imagined("L4")
+    devices = (inventory.gpus[0].uuid,)
+    found = assess(config.models[0], config.engine, devices, inventory, Shapes(config))
+    assert found.fit is None
+    return found.unknown
