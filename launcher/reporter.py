@@ -62,6 +62,8 @@ class Reporter:
         self._news = asyncio.Event()
         self._router_state: dict[str, Any] = {}
         self._published: ClusterStatus | None = None
+        self._recorded: ClusterStatus | None = None
+        self._disk_trouble = ""
         self._epoch = 0
         self._troubled_beats = 0
 
@@ -123,20 +125,28 @@ class Reporter:
     def publish(self) -> None:
         """Show and record how things stand, if that is news."""
         current = self.snapshot()
-        if current == self._published:
-            return
-        self._log_drains(self._published, current)
-        self._published = current
-        try:
-            self._on_change(current)
-        except Exception:  # what is shown must not end what serves
-            log.exception("the display failed; nothing else did")
+        if current != self._published:
+            self._log_drains(self._published, current)
+            self._published = current
+            try:
+                self._on_change(current)
+            except Exception:  # what is shown must not end what serves
+                log.exception("the display failed; nothing else did")
+        if current != self._recorded:
+            self._record(current)
+
+    def _record(self, current: ClusterStatus) -> None:
+        """A full disk must not end what serves; what it did not take, it gets with the next beat."""
         try:
             # After a power cut nothing of it would be true: no need to wait for the disk.
             record = current.as_record()
             self._cluster.folder.write_record(status.RECORD, record, is_durable=False)
-        except StateError as exc:  # a full disk must not end what serves
-            log.error("%s", exc)
+        except StateError as exc:
+            if str(exc) != self._disk_trouble:
+                log.error("%s", exc)
+            self._disk_trouble = str(exc)
+        else:
+            self._recorded, self._disk_trouble = current, ""
 
     def _log_drains(self, before: ClusterStatus | None, after: ClusterStatus) -> None:
         """The router owns drains; this log has them, too, as its `ready` would mislead."""

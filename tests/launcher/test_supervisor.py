@@ -86,7 +86,22 @@ async def test_a_full_disk_does_not_stop_the_telling(supervisor, monkeypatch, ca
 
     monkeypatch.setattr(os, "replace", no_space)
     supervisor._reporter.publish()
-    assert "No space left on device" in caplog.text
+    supervisor._reporter.publish()
+    assert caplog.text.count("No space left on device") == 1
+
+
+async def test_what_a_full_disk_did_not_take_is_written_once_it_has_room(
+    supervisor, cluster, monkeypatch
+) -> None:
+    def no_space(source: str, target: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", no_space)
+        supervisor._reporter.publish()
+    assert status.recorded(cluster) is None
+    supervisor._reporter.publish()
+    assert status.recorded(cluster) == supervisor._reporter.snapshot()
 
 
 async def test_what_is_published_is_what_other_commands_read(supervisor, cluster) -> None:
