@@ -176,7 +176,7 @@ class App:
     # ---- membership and health ----
 
     def _joined(self, pool: Pool, replica: Replica) -> None:
-        pool.suspected = self.prober.hurry
+        pool.look = self.prober.hurry
         self.prober.watch(pool, replica)
 
     def _left(self, replica: Replica, is_replaced: bool) -> None:

@@ -76,6 +76,8 @@ class Dispatcher:
         ticket = self._ticket(call, cost, attempts)
         self._account()
         self.queue.join(ticket, at_head=is_retry and at_head)
+        if ticket.alone:
+            self.pool.ask_all()
         self.pump()
         is_waiting_still = not is_retry or attempts.was_shed
         deadline_s = call.deadline_s
@@ -183,7 +185,8 @@ class Dispatcher:
     def _for_head(self, head: Ticket) -> Replica | None:
         if head.alone:
             idle = [r for r in self.pool if r.is_usable and not r.load.requests]
-            return idle[0] if idle else None
+            alive = [r for r in idle if r.health.confirmed_s >= head.enqueued_s]
+            return alive[0] if alive else None
         is_patient = head.blocked_s is None or not self._is_overdue(head)
         return self._choose(head.call, head.cost, head.excluded if is_patient else frozenset())
 

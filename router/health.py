@@ -5,6 +5,10 @@
     UNHEALTHY  down: probes failed, or a connection was refused
     EJECTED    up, but calls failed on it: left alone for a while
 
+Beside its state it may be in doubt: a connection was lost. That may be one connection's end or the
+replica's (behind a proxy, Docker's say, connections to a dead one are accepted and closed), so it
+takes no calls until a probe that began later has passed.
+
 What an operator wants (drain) is a separate field of the replica. The pool is the only caller; it
 also guards what one replica's record cannot see: ejection never takes the last one.
 """
@@ -12,6 +16,7 @@ also guards what one replica's record cannot see: ejection never takes the last 
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 
 from router.config import HealthConfig
 
@@ -28,6 +33,7 @@ class Event(Enum):
     PROBE_FAIL = "probe failed"
     PROBE_LATE = "probe not answered in time"
     REFUSED = "connection refused"
+    LOST = "connection lost"
     CALL_OK = "call ok"
     CALL_FAIL = "call failed"
     TIME_UP = "ejection over"
@@ -48,20 +54,37 @@ class Health:
     was_refused: bool = False
     is_silent: bool = False
     """The last thing known of it is that it did not answer: that may be load as well as death."""
+    is_doubted: bool = False
+    lost_s: float = -inf
+    confirmed_s: float = -inf
+    """When the last passed probe began."""
+
+    @property
+    def is_sure(self) -> bool:
+        return self.state is State.HEALTHY and not self.is_doubted
 
     @property
     def would_eject(self) -> bool:
         """One more failed call would eject it."""
         return self.state is State.HEALTHY and self.call_fails + 1 >= self.config.eject_after
 
-    def on(self, event: Event, now_s: float) -> State:
-        """Takes the event in and gives the new state; an event without a rule changes nothing."""
+    def on(self, event: Event, now_s: float, began_s: float | None = None) -> State:
+        """Takes the event in and gives the new state; an event without a rule changes nothing.
+
+        `began_s`: when the probe that the event tells of began; now, if not told.
+        """
         rule = TABLE.get((self.state, event)) or TABLE.get((None, event))
+        if event is Event.PROBE_OK:
+            self._confirm(now_s if began_s is None else began_s)
         if event in PROBED:
             self.is_silent = event is Event.PROBE_LATE
         if rule is not None:
             self.state = rule(self, now_s)
         return self.state
+
+    def _confirm(self, began_s: float) -> None:
+        self.confirmed_s = max(self.confirmed_s, began_s)
+        self.is_doubted = self.is_doubted and self.confirmed_s < self.lost_s
 
 
 def _passed(health: Health, now_s: float) -> State:
@@ -121,9 +144,15 @@ def _refused(health: Health, now_s: float) -> State:
     return State.UNHEALTHY
 
 
+def _lost(health: Health, now_s: float) -> State:
+    health.is_doubted = True
+    health.lost_s = now_s
+    return health.state
+
+
 def _reborn(health: Health, now_s: float) -> State:
     health.passes = health.fails = health.call_fails = health.ejections = 0
-    health.was_refused = False
+    health.was_refused = health.is_doubted = False
     return State.UNKNOWN
 
 
@@ -141,7 +170,8 @@ TABLE: dict[tuple[State | None, Event], Callable[[Health, float], State]] = {
     (State.HEALTHY, Event.CALL_FAIL): _call_failed,
     (State.EJECTED, Event.TIME_UP): _time_up,
     (None, Event.REFUSED): _refused,
+    (None, Event.LOST): _lost,
     (None, Event.NEW_GENERATION): _reborn,
 }
-PROBED = frozenset({Event.PROBE_OK, Event.PROBE_FAIL, Event.PROBE_LATE, Event.REFUSED})
+PROBED = frozenset({Event.PROBE_OK, Event.PROBE_FAIL, Event.PROBE_LATE, Event.REFUSED, Event.LOST})
 """Events that say whether it answers at all."""

@@ -6,6 +6,7 @@ replica and never counts load: that is the dispatcher's.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf
 
 from router.call import Ask, Cost
 from router.config import HealthConfig
@@ -17,6 +18,7 @@ from router.replica import LEAVING, Admin, Replica
 FIRST_START_S = 15.0
 """How long a start takes, until one was seen."""
 START_WEIGHT = 0.3
+ANSWERED = frozenset({State.HEALTHY, State.UNHEALTHY})
 UNNAMED = "default"
 """The pool of replicas given by URL alone."""
 
@@ -56,13 +58,17 @@ class Pool:
         """Called when a replica may have become usable, or the last hope is gone."""
         self.start_s = FIRST_START_S
         """How long a replica takes from its start to its first passed probe, learned."""
-        self.suspected: Callable[[Replica], None] = lambda replica: None
-        """Called when a connection was lost: a look at the replica tells whether it died."""
+        self.look: Callable[[Replica], None] = lambda replica: None
+        """Called when a probe is wanted at once: it tells whether the replica lives."""
+        self.word_since_s = -inf
+        """Somebody waits for probes that began then or later."""
         self._config = config
         self._clock = clock
         self._on_state_change = on_state_change
         self._replicas: dict[str, Replica] = {}
         self._info = EngineInfo()
+        self._lost_s: dict[str, float] = {}
+        """When each replica, by id, last died or lost a connection."""
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
@@ -156,13 +162,20 @@ class Pool:
         self._refresh()
         self.changed()
 
-    def on_event(self, replica: Replica, event: Event, reason: str) -> None:
+    def on_event(
+        self, replica: Replica, event: Event, reason: str, began_s: float | None = None
+    ) -> None:
         """Takes a health event in; a call's failure never ejects where that would hurt more."""
-        if event is Event.CALL_FAIL and replica.health.would_eject and not self._may_eject(replica):
+        health = replica.health
+        if event is Event.CALL_FAIL and health.would_eject and not self._may_eject(replica):
             return
-        before, was_silent = replica.health.state, replica.health.is_silent
-        after = replica.health.on(event, self._clock())
-        if before is after and was_silent is replica.health.is_silent:
+        before, known = health.state, self._known(health)
+        after = health.on(event, self._clock(), began_s)
+        if event is Event.LOST or (event is Event.REFUSED and before is State.HEALTHY):
+            self._lost_s[replica.id] = self._clock()
+        if event is Event.LOST:
+            self.look(replica)
+        if before is after and known == self._known(health):
             return
         self._refresh()
         if before is not after:
@@ -170,20 +183,31 @@ class Pool:
             self._on_state_change(replica, before, after, reason)
         self.changed()
 
-    def suspect(self, replica: Replica) -> None:
-        self.suspected(replica)
+    def _known(self, health: Health) -> tuple[bool, bool, bool]:
+        """What matters of it beside its state."""
+        return health.is_silent, health.is_doubted, health.confirmed_s >= self.word_since_s
+
+    def ask_all(self) -> None:
+        """Wants to know of every replica whether it lives from now on; `changed` tells."""
+        self.word_since_s = self._clock()
+        for replica in self:
+            self.look(replica)
+
+    def lost_since(self, since_s: float) -> frozenset[str]:
+        """The replicas that died, or lost a connection, since then."""
+        return frozenset(name for name, at_s in self._lost_s.items() if at_s >= since_s)
 
     def _refresh(self) -> None:
         """Who is usable; kept on the replicas, because it is read at every decision.
 
-        The healthy ones. When there is none, those of which all that is known is that they do not
-        answer their probes: under load engines answer late, and the last one standing gets
-        everybody's load.
+        The healthy ones that are not in doubt. When there is none, those of which all that is known
+        is that they do not answer their probes: under load engines answer late, and the last one
+        standing gets everybody's load.
         """
         active = [replica for replica in self if _may_take(replica)]
-        healthy = [r for r in active if r.health.state is State.HEALTHY]
-        silent = [r for r in active if r.health.state is State.UNHEALTHY and r.health.is_silent]
-        usable = set(healthy or silent)
+        sure = [r for r in active if r.health.is_sure]
+        silent = [r for r in active if r.health.is_silent and r.health.state in ANSWERED]
+        usable = set(sure or silent)
         for replica in self:
             replica.is_usable = replica in usable
 

@@ -15,6 +15,7 @@ from router.errors import (
     ConnectFailed,
     ConnectTimeout,
     NoSockets,
+    ReplicaLost,
     RouterError,
     UpstreamBroken,
     UpstreamTimeout,
@@ -59,7 +60,7 @@ class Prober:
             watched[0].cancel()
 
     def hurry(self, replica: Replica) -> None:
-        """Its state changed: look again at once."""
+        """Something happened to it: look again at once, or soon if it was just found dead."""
         if watched := self._watched.get(replica):
             watched[1].set()
 
@@ -69,14 +70,15 @@ class Prober:
             wake.clear()
             if replica.port and self._clock() >= due_s:
                 await self._safely(self._probe(pool, replica), replica)
-                is_up = replica.health.state is State.HEALTHY
+                is_up = replica.health.is_sure and replica.health.confirmed_s >= pool.word_since_s
                 down_s = FIRST_DOWN_S if is_up else min(MAX_DOWN_S, down_s * DOWN_GROWTH)
                 due_s = self._clock() + (self._config.interval_s if is_up else down_s)
                 if replica.health.state is State.EJECTED:
                     due_s = replica.health.ejected_until_s
             await self._safely(self._scrape(pool, replica), replica)
             if await self._pause(replica, wake, due_s):
-                down_s, due_s = FIRST_DOWN_S, self._clock() + FIRST_DOWN_S
+                is_down = replica.health.state is State.UNHEALTHY
+                down_s, due_s = FIRST_DOWN_S, self._clock() + (FIRST_DOWN_S if is_down else 0.0)
 
     async def _pause(self, replica: Replica, wake: asyncio.Event, due_s: float) -> bool:
         """Until the next thing to do; true when woken early."""
@@ -116,15 +118,17 @@ class Prober:
         except ConnectTimeout as error:
             if not is_ejected:
                 pool.on_event(replica, Event.PROBE_LATE, error.message)
-        except ConnectFailed as error:
+        except (ConnectFailed, ReplicaLost) as error:
+            # Accepted and closed is what a proxy makes of a refusal.
             pool.on_event(replica, Event.REFUSED, error.message)
         except RouterError as error:
             if not is_ejected:
-                pool.on_event(replica, _verdict(replica, error, started_s), error.message)
+                event = _verdict(replica, error, started_s)
+                pool.on_event(replica, event, error.message, started_s)
         else:
             event = Event.PROBE_OK if status == 200 else Event.PROBE_FAIL
             if not is_ejected:
-                pool.on_event(replica, event, f"health check answered {status}")
+                pool.on_event(replica, event, f"health check answered {status}", started_s)
 
     async def _learn(self, pool: Pool, replica: Replica) -> None:
         """Its limits; an engine that has no page to tell them is taken with the defaults.

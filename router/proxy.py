@@ -32,7 +32,7 @@ from router.metrics import Metrics
 from router.record import Record
 from router.relay import Relay, StreamOpener, reply_headers
 from router.replica import Replica
-from router.retry import Attempts, RetryBudget, Step, next_step
+from router.retry import WAVE_S, Attempts, RetryBudget, Scene, Step, next_step, trial_step
 from router.upstream import Upstream
 
 TOKENIZE_TIMEOUT_S = 30.0
@@ -96,14 +96,21 @@ class Proxy:
                 return
             except RouterError as error:
                 step = self._after(service, lease, error)
+            if step is Step.ALONE:
+                step = await self._quiet(service)
 
     def _after(self, service: Service, lease: Lease, error: RouterError) -> Step:
         """How to go on after a failed attempt; raises what the client is told if not at all."""
         attempts = service.attempts
         slots = max((replica.room.requests for replica in service.dispatcher.pool), default=0)
         self._budget.burst = max(16.0, slots)
-        is_committed = service.record.is_committed
-        step = next_step(error, attempts, self._budget, self._retries, is_committed=is_committed)
+        scene = Scene(
+            replica=lease.replica.id,
+            now_s=self._clock(),
+            lost=self._lost(service),
+            is_committed=service.record.is_committed,
+        )
+        step = next_step(error, attempts, self._budget, self._retries, scene)
         if step is Step.REFUSE:
             raise PoisonCall(
                 f"refused: {attempts.deaths} replicas died while they served this call"
@@ -114,6 +121,18 @@ class Proxy:
             attempts.excluded |= {lease.replica.id}
         self._metrics.retried(type(error).__name__)
         return step
+
+    async def _quiet(self, service: Service) -> Step:
+        """A suspect waits a moment before its trial: if all replicas are dying, that shows."""
+        record, now_s = service.record, self._clock()
+        record.phase = "queue"
+        quiet_s = min(service.attempts.quiet_until_s, service.call.deadline_s) - now_s
+        await asyncio.sleep(max(0.0, quiet_s))
+        record.queue_s += self._clock() - now_s
+        return trial_step(service.attempts, self._lost(service))
+
+    def _lost(self, service: Service) -> frozenset[str]:
+        return service.dispatcher.pool.lost_since(self._clock() - WAVE_S)
 
     async def _attempt(self, service: Service, lease: Lease) -> None:
         """One try at one replica; its lease ends with it, whichever way."""
@@ -269,7 +288,7 @@ class Proxy:
             attempts.has_blamed = True
             pool.on_event(replica, Event.CALL_FAIL, error.message)
         if isinstance(error, ReplicaLost):
-            pool.suspect(replica)
+            pool.on_event(replica, Event.LOST, error.message)
         if error.hurts_health:
             return Outcome.FAILED
         return Outcome.SHED if error.retry is Retry.ELSEWHERE else Outcome.ABANDONED

@@ -33,7 +33,7 @@ class Ticket:
     excluded: frozenset[str] = field(default_factory=frozenset)
     """Replicas that failed this call: asked again only if there is no other."""
     alone: bool = False
-    """A suspect: gets a replica to itself."""
+    """A suspect: gets a replica to itself, one that has passed a probe since the ticket is here."""
     blocked_s: float | None = None
 
 

@@ -8,6 +8,8 @@ be asked without anybody noticing. What that costs depends on whose fault it was
  3. the replica died: back to the head of the queue; but a call that was in flight at
     `max_deaths` deaths is a suspect and is tried alone, and if that replica dies too, refused.
     A replica that could not be reached has not seen the call, so that is no death of its making;
+    and a death proves little while replicas die that did not have the call: the machine's, the
+    Docker Engine's or somebody's doing. Such deaths are excused, but not for ever;
  4. a fault or a time-out, for which the call may be to blame: costs retry budget.
 """
 
@@ -16,6 +18,14 @@ from enum import Enum
 
 from router.config import RetryConfig
 from router.errors import ConnectFailed, Retry, RouterError
+
+WAVE_S = 5.0
+"""Deaths within so long of each other may have one cause."""
+QUIET_S = 1.0
+"""Between a suspect's last death and its trial: replicas that are killed one by one are all dead
+then, and no trial is held on the next one in turn."""
+MAX_EXCUSES = 2
+"""So many more replicas may a call kill that comes in bad company."""
 
 
 class Step(Enum):
@@ -34,11 +44,28 @@ class Attempts:
     budgeted: int = 1
     deaths: int = 0
     alone: bool = False
+    quiet_until_s: float = 0.0
+    """No trial before."""
+    died_with: frozenset[str] = frozenset()
+    """Replicas that died while they had this call."""
+    excuses: int = 0
     excluded: frozenset[str] = frozenset()
     was_shed: bool = False
     """The last replica asked was full: it is paused, not excluded, and the call waits its turn."""
     has_blamed: bool = False
     """One call blames at most one replica."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Where and when an attempt failed."""
+
+    replica: str
+    now_s: float
+    lost: frozenset[str]
+    """The replicas of the pool that were lost within WAVE_S."""
+    is_committed: bool
+    """The client has received an event."""
 
 
 class RetryBudget:
@@ -65,29 +92,50 @@ def next_step(
     attempts: Attempts,
     budget: RetryBudget,
     config: RetryConfig,
-    *,
-    is_committed: bool,
+    scene: Scene,
 ) -> Step:
     """Decides; counts what it decided on `attempts` and `budget`."""
-    if is_committed or error.retry is Retry.NEVER:
+    if scene.is_committed or error.retry is Retry.NEVER:
         return Step.GIVE_UP
     attempts.was_shed = error.retry is Retry.ELSEWHERE
     if attempts.was_shed:
         return Step.AGAIN_FIRST
     if error.retry is Retry.SAFE:
         was_in_flight = not isinstance(error, ConnectFailed) or error.was_sent
-        return _after_death(attempts, config, was_in_flight=was_in_flight)
+        return _after_death(attempts, config, scene, was_in_flight=was_in_flight)
     if attempts.budgeted >= config.max_attempts or not budget.spend():
         return Step.GIVE_UP
     attempts.budgeted += 1
     return Step.AGAIN
 
 
-def _after_death(attempts: Attempts, config: RetryConfig, *, was_in_flight: bool) -> Step:
-    attempts.deaths += was_in_flight
+def trial_step(attempts: Attempts, lost: frozenset[str]) -> Step:
+    """Whether a suspect still is one after its quiet time, as replicas may have died since."""
+    if not _is_excused(attempts, lost):
+        return Step.ALONE
+    attempts.deaths -= 1
+    attempts.alone = False
+    return Step.AGAIN_FIRST
+
+
+def _after_death(
+    attempts: Attempts, config: RetryConfig, scene: Scene, *, was_in_flight: bool
+) -> Step:
+    if was_in_flight:
+        attempts.died_with |= {scene.replica}
+        attempts.quiet_until_s = scene.now_s + QUIET_S
+    counts = was_in_flight and not _is_excused(attempts, scene.lost)
+    attempts.deaths += counts
     if attempts.alone:
-        return Step.REFUSE if was_in_flight else Step.ALONE
+        return Step.REFUSE if counts else Step.ALONE
     if attempts.deaths >= config.max_deaths:
         attempts.alone = True
         return Step.ALONE
     return Step.AGAIN_FIRST
+
+
+def _is_excused(attempts: Attempts, lost: frozenset[str]) -> bool:
+    """A replica was lost that did not have the call; counts the excuse."""
+    is_excused = bool(lost - attempts.died_with) and attempts.excuses < MAX_EXCUSES
+    attempts.excuses += is_excused
+    return is_excused

@@ -112,6 +112,15 @@ class ScriptedReplica:
         for peer in list(self.open):
             peer.act(RST)
 
+    def die_behind_a_proxy(self) -> None:
+        """As `docker kill`: the port goes on accepting, and each connection is closed at once."""
+        self.on_accept = CUT
+        for peer in list(self.open):
+            peer.act(CUT)
+
+    def come_back(self) -> None:
+        self.on_accept = None
+
     async def close(self) -> None:
         await self.die()
         await self.tasks.close()

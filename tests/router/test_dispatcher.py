@@ -625,6 +625,40 @@ async def test_a_suspect_runs_alone(world, settle):
     await done(beside)
 
 
+async def test_a_suspect_s_replica_has_shown_that_it_lives_since_the_suspect_waits(world, settle):
+    """Each may be dead unnoticed, and its death would be held against the call."""
+    one = world()
+    one.add("a", "b", "c")
+    one.deaf = {"a", "b", "c"}
+    await asyncio.sleep(1.0)
+    suspect = one.waiting(attempts=tried(alone=True), is_retry=True)
+    await settle()
+    others = [await one.acquire() for _ in range(3)]
+    assert not suspect.done()
+    one.check()
+    one.deaf = {"a", "b"}
+    one.end_all()
+    one.up("c")
+    assert (await done(suspect)).replica.id == "c"
+    assert others[0].replica.id != "c" or others[1].replica.id != "c"
+
+
+async def test_one_that_lost_a_connection_gets_no_calls_until_it_has_passed_a_probe(world, settle):
+    one = world()
+    one.add("a", "b", requests=8)
+    one.deaf = {"a", "b"}
+    one.lose("a")
+    for _ in range(8):
+        assert (await one.acquire()).replica.id == "b"
+    one.lose("b")
+    waiting = one.waiting()
+    await settle()
+    assert not waiting.done()
+    one.up("a")
+    assert (await done(waiting)).replica.id == "a"
+    one.check()
+
+
 @pytest.mark.parametrize("failed_at", [(), ("a",), ("a", "b")])
 async def test_a_suspect_gets_its_turn_under_endless_load(world, failed_at):
     """Also when every replica there is has failed it before: they were restarted."""

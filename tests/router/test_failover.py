@@ -252,17 +252,17 @@ async def test_a_suspect_is_alone_on_its_replica(app, wire, until):
     rig = await app(1, entries={"max_requests": 8})
     replica = rig.replicas[0]
     gate = asyncio.Event()
-    for _ in range(3):  # the first one, on a connection kept from before, may be that one's fault
+    for _ in range(4):  # two each: on a connection kept from a probe, it may be that one's fault
         replica.say(wire.RST)
     replica.say(gate, wire.reply(wire.generated("alone")))
     suspect = await rig.client()
     suspect.post("/generate", GENERATE)
-    await replica.request(4)
+    await replica.request(5)
     assert rig["r0"].alone
     other = await rig.client()
     other.post("/generate", GENERATE)
     await until(lambda: len(rig.dispatcher.queue) == 1)
-    assert len(replica.requests) == 4
+    assert len(replica.requests) == 5
     gate.set()
     assert (await suspect.reply()).body == wire.generated("alone")
     assert (await other.reply()).status == 200

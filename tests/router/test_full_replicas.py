@@ -93,7 +93,7 @@ FAULT = {
     ),
     "a death": (
         lambda wire: [wire.reply(wire.generated("x"))[:-3], wire.CUT],
-        "first second first third",
+        "first first second third",
     ),
     "a full replica": (
         lambda wire: [wire.reply(b"", "429 Too Many Requests")],
@@ -104,7 +104,8 @@ FAULT = {
 
 @pytest.mark.parametrize("what", FAULT)
 async def test_where_a_failed_call_stands_in_the_queue(app, wire, until, what):
-    """The place it leaves is taken by the next one at once, unless the replica is paused."""
+    """The place it leaves is taken by the next one at once, unless the replica is paused, or has
+    to show first that it lives."""
     rig = await app(entries={"max_requests": 1}, health={"interval_s": 1000})
     steps, order = FAULT[what]
     gate = asyncio.Event()

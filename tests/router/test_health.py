@@ -18,6 +18,7 @@ EFFECTS = {
     Event.PROBE_FAIL: {U: D, H: D, D: D, E: E},
     Event.PROBE_LATE: {U: D, H: D, D: D, E: E},
     Event.REFUSED: {U: D, H: D, D: D, E: D},
+    Event.LOST: {U: U, H: H, D: D, E: E},
     Event.CALL_OK: {U: U, H: H, D: D, E: E},
     Event.CALL_FAIL: {U: U, H: E, D: D, E: E},
     Event.TIME_UP: {U: U, H: H, D: D, E: U},
@@ -80,6 +81,45 @@ def test_a_refused_connection_counts_at_once_and_one_passed_probe_mends_it():
     for _ in range(3):
         health.on(Event.PROBE_FAIL, 0.0)
     assert health.on(Event.PROBE_OK, 0.0) is D, "the refusal is over: both thresholds apply again"
+
+
+def test_a_lost_connection_is_a_doubt_until_a_probe_that_began_later_has_passed():
+    health = in_state(H)
+    assert health.on(Event.LOST, 10.0) is H
+    assert not health.is_sure
+    health.on(Event.PROBE_OK, 10.5, 9.5)
+    health.on(Event.CALL_OK, 10.5)
+    health.on(Event.PROBE_LATE, 11.0, 10.5)
+    assert not health.is_sure, "it may have been said before its death, or means load"
+    health.on(Event.PROBE_OK, 11.5, 11.0)
+    assert health.is_sure
+
+
+def test_a_doubt_hides_no_failing_calls():
+    """Connections lost one after the other, and a /health that is fine."""
+    health = in_state(H)
+    for _ in range(5):
+        assert health.state is H
+        health.on(Event.CALL_FAIL, 1.0)
+        health.on(Event.LOST, 1.0)
+        health.on(Event.PROBE_OK, 1.0)
+    assert health.state is E
+
+
+def test_a_doubtful_one_that_refuses_is_down_and_one_passed_probe_mends_both():
+    health = in_state(H)
+    health.on(Event.LOST, 1.0)
+    assert health.on(Event.REFUSED, 1.0) is D
+    assert health.on(Event.PROBE_OK, 2.0) is H
+    assert health.is_sure
+
+
+def test_a_new_generation_is_not_in_doubt():
+    health = in_state(H)
+    health.on(Event.LOST, 1.0)
+    health.on(Event.NEW_GENERATION, 1.0)
+    health.on(Event.PROBE_OK, 0.5)
+    assert health.is_sure
 
 
 def test_failed_calls_in_a_row_eject_and_a_served_one_starts_the_count_again():

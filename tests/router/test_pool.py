@@ -81,6 +81,33 @@ async def test_a_replica_is_usable_when_healthy_active_and_placed(world):
     assert not one["a"].is_usable
 
 
+async def test_one_in_doubt_that_answers_late_is_used_when_there_is_no_other(world):
+    """A busy engine lost one connection: it may be the last one standing."""
+    one = world()
+    one.add("a", "b")
+    one.down("b")
+    one.lose("a")
+    assert not one["a"].is_usable
+    one.pool.on_event(one["a"], Event.PROBE_LATE, "test")
+    assert one["a"].is_usable
+    one.up("b")
+    assert not one["a"].is_usable
+
+
+async def test_the_pool_remembers_for_a_while_who_died(world):
+    one = world()
+    one.add("a", "b", "c", "d")
+    began_s = one.clock()
+    one.lose("a")
+    one.down("b")
+    one.pool.on_event(one["c"], Event.PROBE_FAIL, "test")
+    one.sync(one.member("a", generation=2), one.member("b"), one.member("c"), one.member("d"))
+    assert one.pool.lost_since(began_s) == {"a", "b"}
+    await asyncio.sleep(1.0)
+    one.down("b")
+    assert one.pool.lost_since(began_s + 0.5) == set(), "down is no news"
+
+
 async def test_health_goes_on_while_it_drains(world):
     one = world()
     one.add("a", "b")

@@ -63,6 +63,7 @@ async def probing(world):
     one, tasks = world(health=HealthConfig(interval_s=5, timeout_s=3, fall=3, rise=2)), Tasks()
     one.replicas = Replicas()
     one.prober = Prober(one.replicas, one.pool._config, tasks, one.clock)
+    one.pool.look = one.prober.hurry
 
     def watch(**fields):
         [replica] = one.sync(one.member("a", **{"requests": None, **fields}))
@@ -147,12 +148,68 @@ async def test_three_failed_probes_take_it_out_and_two_passed_ones_back(probing)
     assert probes[0] == 2, "usable at the second one, not before"
 
 
-async def test_a_connection_lost_under_a_probe_counts_as_failed(probing):
+async def test_a_connection_lost_under_a_probe_is_as_good_as_refused(probing):
+    """A proxy before a dead replica, Docker's say, accepts and closes."""
     replica = probing.watch()
     await asyncio.sleep(1.0)
     probing.replicas.health = ReplicaLost("cut")
-    await asyncio.sleep(30.0)
+    await asyncio.sleep(5.0)
     assert replica.health.state is State.UNHEALTHY
+    probing.replicas.health = 200
+    await asyncio.sleep(1.01)
+    assert replica.is_usable
+
+
+async def test_a_connection_that_a_call_lost_makes_it_look_at_once(probing, settle):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.lose("a")
+    assert not replica.is_usable
+    await asyncio.sleep(0.001)
+    assert replica.is_usable
+
+
+async def test_a_doubt_that_a_probe_met_under_way_is_looked_into_by_another(probing, settle):
+    replica = probing.watch()
+    await asyncio.sleep(4.9)
+    probing.replicas.delay_s = 1.0
+    await asyncio.sleep(0.5)
+    probing.lose("a")
+    await asyncio.sleep(0.61)
+    assert len(probing.replicas.times()) == 3
+    assert not replica.is_usable, "what it said may be from before"
+    await asyncio.sleep(1.0)
+    assert replica.is_usable
+
+
+async def test_who_is_in_doubt_is_asked_again_soon(probing):
+    """Not after a healthy one's interval."""
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.health = 503
+    probing.lose("a")
+    await asyncio.sleep(0.2)
+    probing.replicas.health = 200
+    await asyncio.sleep(0.3)
+    assert replica.is_usable
+
+
+async def test_a_word_wanted_of_all_is_asked_for_at_once_and_until_it_comes(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    begun_s = probing.clock()
+    probing.pool.ask_all()
+    await asyncio.sleep(0.001)
+    assert replica.health.confirmed_s >= begun_s
+    await asyncio.sleep(1.0)
+    begun_s = probing.clock()
+    probing.replicas.delay_s = 1000.0
+    probing.pool.ask_all()
+    await asyncio.sleep(3.0)
+    probing.replicas.delay_s = 0.0
+    await asyncio.sleep(0.3)
+    assert replica.health.confirmed_s >= begun_s
+    assert replica.is_usable
 
 
 async def test_a_deaf_replica_is_found_out_by_time(probing):

@@ -19,7 +19,16 @@ from router.errors import (
     UpstreamShed,
     UpstreamTimeout,
 )
-from router.retry import Attempts, RetryBudget, Step, next_step
+from router.retry import (
+    MAX_EXCUSES,
+    QUIET_S,
+    Attempts,
+    RetryBudget,
+    Scene,
+    Step,
+    next_step,
+    trial_step,
+)
 
 CONFIG = RetryConfig(max_attempts=3, max_deaths=2)
 REPLICA_SIDE = [
@@ -46,13 +55,18 @@ def name(error):
     return type(error).__name__
 
 
-def step(error, attempts=None, budget=None, *, config=CONFIG, is_committed=False):
+def scene(replica="a", lost="", *, now_s=100.0, is_committed=False):
+    """Replicas have one letter: `scene("a", "ab")`."""
+    return Scene(replica, now_s, frozenset(lost), is_committed)
+
+
+def step(error, attempts=None, budget=None, *, config=CONFIG, at=None, is_committed=False):
     return next_step(
         error,
         attempts or Attempts(count=1),
         budget or RetryBudget(0.2),
         config,
-        is_committed=is_committed,
+        at or scene(is_committed=is_committed),
     )
 
 
@@ -110,6 +124,69 @@ def test_a_suspect_whose_lone_replica_refuses_the_connection_is_tried_alone_agai
     attempts = Attempts(count=3, deaths=2, alone=True)
     assert step(ConnectFailed("x"), attempts) in (Step.ALONE, Step.AGAIN_FIRST)
     assert attempts.alone
+
+
+# ---- deaths in company ----
+
+
+def deaths(attempts, *scenes):
+    return [step(ReplicaLost("x"), attempts, at=scene(*one)) for one in scenes]
+
+
+def test_a_trial_is_held_a_while_after_the_last_death():
+    attempts = Attempts(count=1)
+    step(ReplicaLost("x"), attempts, at=scene("a", now_s=100.0))
+    step(ReplicaLost("x"), attempts, at=scene("b", now_s=103.0))
+    assert attempts.alone
+    assert attempts.quiet_until_s == 103.0 + QUIET_S
+    assert trial_step(attempts, frozenset("ab")) is Step.ALONE
+
+
+def test_deaths_of_those_alone_that_had_the_call_excuse_nothing():
+    attempts = Attempts(count=1)
+    found = deaths(attempts, ("a", "a"), ("b", "ab"), ("c", "abc"))
+    assert found == [Step.AGAIN_FIRST, Step.ALONE, Step.REFUSE]
+    assert attempts.died_with == set("abc")
+
+
+def test_a_death_beside_one_that_had_not_the_call_does_not_count():
+    attempts = Attempts(count=1)
+    assert deaths(attempts, ("a", "ab"), ("b", "abc")) == [Step.AGAIN_FIRST] * 2
+    assert (attempts.deaths, attempts.alone) == (0, False)
+
+
+def test_a_suspect_is_none_when_others_died_in_its_quiet_time():
+    attempts = Attempts(count=1)
+    assert deaths(attempts, ("a", "a"), ("b", "ab"))[-1] is Step.ALONE
+    assert trial_step(attempts, frozenset("abc")) is Step.AGAIN_FIRST
+    assert not attempts.alone
+    assert deaths(attempts, ("c", "c"))[-1] is Step.ALONE, "one more, and it is one again"
+
+
+def test_a_trial_at_which_another_replica_died_is_held_again():
+    attempts = Attempts(count=3, deaths=2, alone=True, died_with=frozenset("ab"))
+    assert deaths(attempts, ("c", "cd"), ("c", "c")) == [Step.ALONE, Step.REFUSE]
+
+
+def test_what_happened_to_a_replica_that_refused_the_call_tells_for_it():
+    attempts = Attempts(count=1)
+    assert deaths(attempts, ("a", "a"))[-1] is Step.AGAIN_FIRST
+    step(ConnectFailed("x"), attempts, at=scene("b", "ab"))
+    assert deaths(attempts, ("c", "abc"))[-1] is Step.AGAIN_FIRST
+    assert not attempts.alone
+
+
+@pytest.mark.parametrize("max_deaths", [1, 2, 3])
+def test_bad_company_is_an_excuse_a_few_times_only(max_deaths):
+    """Else a call that kills would go on for as long as another does, or a replica is broken."""
+    attempts, config = Attempts(count=1), RetryConfig(max_deaths=max_deaths)
+    killed, last = 0, None
+    while last is not Step.REFUSE and killed < 100:
+        killed += 1
+        last = step(ReplicaLost("x"), attempts, config=config, at=scene("a", "az"))
+        if last is Step.ALONE:
+            last = trial_step(attempts, frozenset("az"))
+    assert killed == max_deaths + 1 + MAX_EXCUSES
 
 
 @pytest.mark.parametrize(
