@@ -136,7 +136,7 @@ class Reporter:
             self._record(current)
 
     def _record(self, current: ClusterStatus) -> None:
-        """A full disk must not end what serves; what it did not take, it gets with the next beat."""
+        """A full disk must not end what serves; it gets with the next beat what it did not take."""
         try:
             # After a power cut nothing of it would be true: no need to wait for the disk.
             record = current.as_record()
