@@ -165,6 +165,9 @@ class ReplicaKeeper:
                 await self._around.runtime.stop(handle, 0.0)
             except OperatorError as exc:
                 log.error("%s: %s", self.spec.id, exc)
+            except asyncio.CancelledError:  # whoever takes over has to know what may still run
+                self.instance.handle = handle
+                raise
         return run
 
     async def _start(self) -> Run:

@@ -5,6 +5,7 @@ files are read once per model; the arithmetic is in `memory`. A model that can n
 here, before anything starts; one that only looks too large is warned of, as estimates may be off.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,10 +81,15 @@ class Shapes:
 
 def model_caches(config: ClusterConfig) -> Iterator[Path]:
     """Folders in which the hub's client, in this cluster's replicas, keeps what it downloaded."""
-    base = Path.home() / ".cache" / "huggingface"
     if config.runtime.name == "docker":
         base = config.runtime.docker.cache_dir
-    yield from (base / "hub", base)
+        yield from (base / "hub", base)
+        return
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if folder := os.environ.get(name):
+            yield Path(folder)
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
+    yield from (home / "hub", home)
 
 
 def assess(

@@ -180,7 +180,11 @@ class Supervisor:
         self, group: asyncio.TaskGroup, router: "asyncio.Task[None]"
     ) -> "asyncio.Task[None]":
         """Whatever is refused leaves everything as it was, and is told to who asked."""
-        request = changes.read(self._cluster.folder)
+        try:
+            request = changes.read(self._cluster.folder)
+        except OperatorError as exc:
+            log.error("config: not read again: %s", exc)
+            return router
         if request is None:
             return router
         error = ""

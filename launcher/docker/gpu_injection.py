@@ -97,8 +97,10 @@ def device_requests(injection: Injection) -> list[dict[str, Any]]:
     """As the API takes it: one request with all ids, as of several only the last counts."""
     if not injection.ids:
         return []
-    # `driver` stays empty: naming nvidia makes engines refuse what another driver could do.
-    capabilities = [] if injection.driver == "cdi" else [["gpu", *DRIVER_CAPABILITIES]]
+    # `driver` stays empty: naming nvidia makes engines refuse what another driver could do. `gpu`
+    # alone leaves it to the image which parts of the driver it gets, as `docker run --gpus` does;
+    # where an image says nothing, NVIDIA's toolkit gives compute and utility.
+    capabilities = [] if injection.driver == "cdi" else [["gpu"]]
     return [
         {
             "Driver": injection.driver,

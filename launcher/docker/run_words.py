@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 from launcher.docker.container import PIDS_LIMIT, Container, bind
-from launcher.docker.gpu_injection import DRIVER_CAPABILITIES, Injection
+from launcher.docker.gpu_injection import Injection
 
 _SECRET_NAME = re.compile(
     r"SECRET|PASSW|CREDENTIAL|APIKEY|(^|_)(TOKEN|KEY|AUTH|AUTHORIZATION|BEARER|PAT)(_|$)"
@@ -62,8 +62,6 @@ def _gpu_options(gpus: Injection) -> Iterator[str]:
         ids = "device=" + ",".join(gpus.ids)
         # docker reads the value as CSV, so a comma needs quotes that reach docker.
         yield from ("--gpus", f'"{ids}"' if len(gpus.ids) > 1 else ids)
-        # What the request's capabilities come to inside; with them the value would be unreadable.
-        yield from ("-e", f"NVIDIA_DRIVER_CAPABILITIES={','.join(DRIVER_CAPABILITIES)}")
 
 
 def _surroundings(container: Container) -> Iterator[str]:

@@ -177,7 +177,7 @@ def test_the_words_are_what_an_operator_would_have_written(make):
     made = make()
     assert docker_run_words(made) == (
         *("docker", "run", "-d", "--name", "gpu-fleet.tgi.replica-0"),
-        *("--gpus", f"device={GPU}", "-e", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"),
+        *("--gpus", f"device={GPU}"),
         *("--shm-size", "1g", "-p", "127.0.0.1:9091:80"),
         *("-v", "/path/to/fine_tuned_v1:/model", "-e", "HF_TOKEN", "-e", "LEVEL=2", "--init"),
         *("--cap-drop", "ALL", "--cap-add", "DAC_OVERRIDE"),

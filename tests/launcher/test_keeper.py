@@ -329,8 +329,10 @@ async def test_it_can_be_stopped_while_it_clears_up_after_an_end(world, monkeypa
         monkeypatch.setattr(world.runtime, "stop", never_done)
         world.runtime.end(world.runtime.started[0], Exit(code=1, detail="exited with code 1"))
         await asyncio.wait_for(clearing.wait(), 10)
-    await world.keeper.stop(3.0)
+    monkeypatch.undo()
+    await world.keeper.stop(3.0)  # what was not cleared up is stopped now
     assert world.keeper.instance.phase is Phase.STOPPED
+    assert world.runtime.stopped == [(world.runtime.started[0], 3.0)]
 
 
 async def test_one_that_will_not_die_does_not_end_the_keeping(world) -> None:
