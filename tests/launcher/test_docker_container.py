@@ -76,7 +76,7 @@ def test_the_body_is_all_that_the_engine_is_asked(make):
                     "Driver": "",
                     "Count": 0,
                     "DeviceIDs": [GPU],
-                    "Capabilities": [["gpu", "compute", "utility"]],
+                    "Capabilities": [["gpu"]],
                     "Options": {},
                 }
             ],
