@@ -155,7 +155,7 @@ class ReplicaKeeper:
         try:
             run = await attempt()
         except OperatorError as exc:
-            run = _run_of(exc)
+            run = _run_of(exc, self.spec.id)
         except Exception as exc:  # one replica's trouble must not stop the others' keepers
             log.exception("%s: unexpected", self.spec.id)
             run = Run(f"a bug in the launcher: {exc!r} (see its log)")
@@ -329,9 +329,9 @@ class ReplicaKeeper:
             self._around.turn.give_back(self)
 
 
-def _run_of(exc: OperatorError) -> Run:
+def _run_of(exc: OperatorError, replica_id: str) -> Run:
     return Run(
-        str(exc),
+        str(exc).removeprefix(f"{replica_id}: "),  # it is told beside the id
         recoverable=getattr(exc, "recoverable", True),
         is_slow=getattr(exc, "is_slow", False),
     )

@@ -144,5 +144,10 @@ def _died(cluster: Cluster, child: ProcessId) -> StartError:
     if errors:
         return StartError("\n".join(errors))
     code = os.waitstatus_to_exitcode(status)
-    last = "\n  ".join(lines[-8:])
-    return StartError(f"the launcher ended with code {code}; its last words:\n  {last}")
+    last = "; ".join(lines[-3:])
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    up, down = cluster.command("up", "-d"), cluster.command("down")
+    return StartError(
+        f"the launcher {how}; its log ends with: {last}\nwhat it had started runs on: `{up}` takes "
+        f"it over, `{down}` stops it"
+    )

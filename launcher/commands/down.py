@@ -6,16 +6,19 @@ where no launcher runs, is stopped from here.
 
 import asyncio
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from launcher import exits, processes
 from launcher.cluster import Cluster
+from launcher.config import load_cluster_config
 from launcher.processes import ProcessId
 from launcher.router_client import RouterClient
 from launcher.router_process import RouterKeeper, running_routers
 from launcher.runtimes import Runtime
 from launcher.state import ClusterLock
 from launcher.supervisor import make_runtime, take_down_rest
+from router.errors import ConfigError, OperatorError, RuntimeAway
 
 _LOCK_WAIT_S = 10.0
 _MARGIN_S = 15.0
@@ -29,11 +32,35 @@ async def _run(cluster: Cluster, timeout_s: float | None) -> int:
     config = cluster.config
     if timeout_s is None:
         timeout_s = config.runtime.stop_grace_s + config.router.timeouts.drain_s + _MARGIN_S
+    running = _as_it_runs(cluster)
+    runtime = make_runtime(running)
+    try:
+        return await _take_down(running, runtime, timeout_s)
+    except RuntimeAway as exc:
+        again = cluster.command("down")
+        raise OperatorError(
+            f"{exc}\nreplicas of the cluster may be left there; once it answers, `{again}` again "
+            "removes them"
+        ) from exc
+    finally:
+        await runtime.aclose()
+
+
+def _as_it_runs(cluster: Cluster) -> Cluster:
+    """What runs was started as an earlier config said, which may name another runtime."""
+    try:
+        before = load_cluster_config(cluster.folder.config_copy)
+    except ConfigError:
+        return cluster
+    same = before.cluster == cluster.config.cluster
+    return replace(cluster, config=before) if same else cluster
+
+
+async def _take_down(cluster: Cluster, runtime: Runtime, timeout_s: float) -> int:
     launcher = cluster.folder.holder()
-    runtime = make_runtime(cluster)
     if launcher is None and not running_routers(cluster.folder) and not await runtime.owned():
         _forget(cluster)
-        print(f"cluster {config.cluster}: nothing runs")
+        print(f"cluster {cluster.config.cluster}: nothing runs")
         return 0
     if launcher is not None:
         await _stop_launcher(launcher, timeout_s)
@@ -41,7 +68,7 @@ async def _run(cluster: Cluster, timeout_s: float | None) -> int:
     with ClusterLock(cluster.folder, wait_s=_LOCK_WAIT_S, is_launcher=False):
         await _stop_rest(cluster, runtime, timeout_s)
         cluster.folder.forget_run()
-    print(f"cluster {config.cluster}: stopped, nothing of it runs")
+    print(f"cluster {cluster.config.cluster}: stopped, nothing of it runs")
     return 0
 
 

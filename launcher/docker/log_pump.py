@@ -94,7 +94,8 @@ class LogPump:
         return not runs
 
     def _warn(self, exc: Exception) -> None:
-        if not self._is_warned:
+        is_going = "marked for removal" in str(exc)  # its end is told, by whoever sees to it
+        if not self._is_warned and not is_going:
             self._is_warned = True
             log.warning("%s: the log is not copied for now: %s", self._log_path, exc)
 
