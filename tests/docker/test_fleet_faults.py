@@ -1,0 +1,158 @@
+"""Containers, their engine and the launcher die under load, in every way: no unary call is lost.
+
+One cluster for all of this file. The router's queue waits longer than anything takes to come back,
+so a call may be late, never refused; each answer is checked. Run with -s for the figures.
+"""
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+UNARY = ("generate", "root", "chat")
+CLIENTS = 12
+
+
+@pytest.fixture(scope="module")
+def cluster(fleets):
+    with fleets() as fleet:
+        fleet.use_tgi(4, "--load-s 0.3 --time-scale 2")
+        fleet.config["cluster"] = "faults"
+        # One fault after the other is no reason to wait longer each time.
+        fleet.config["runtime"]["restart"] = {"base_s": 0.5, "reset_after_s": 1}
+        fleet.config["router"]["queue"] = {"timeout_s": 55}
+        fleet.write()
+        fleet.up()
+        yield fleet
+
+
+@pytest.fixture
+def under_load(cluster, loads):
+    """``async with under_load("docker kill"):`` ends once all replicas serve again."""
+
+    @asynccontextmanager
+    async def running(what):
+        load = loads.Load(cluster.endpoint, loads.small(5, (10, 40), UNARY), clients=CLIENTS)
+        async with cluster.loaded(load):
+            begun_s = time.monotonic()
+            yield
+            await asyncio.to_thread(cluster.until_ready)
+            back_s = time.monotonic() - begun_s
+        longest_s = max(a.done_s - a.sent_s for a in load.answers)
+        retried = sum(a.attempts > 1 for a in load.answers)
+        print(
+            f"\n{what}: all ready after {back_s:.1f} s; {len(load.answers)} calls, 0 lost, "
+            f"{retried} asked again, the longest took {longest_s:.1f} s"
+        )
+
+    return running
+
+
+async def gone(cluster, replica_id, before):
+    """Until that start of the replica is noticed to have ended."""
+
+    def ended(record):
+        replica = next(one for one in record["replicas"] if one["id"] == replica_id)
+        return replica["ref"] != before.id
+
+    await asyncio.to_thread(cluster.until, ended, f"{replica_id} is found to have ended")
+
+
+async def test_docker_kill(cluster, under_load):
+    async with under_load("docker kill"):
+        before = cluster.container("replica-1")
+        before.kill()
+        await gone(cluster, "replica-1", before)
+
+
+async def test_docker_rm(cluster, under_load):
+    async with under_load("docker rm -f"):
+        before = cluster.container("replica-2")
+        before.remove(force=True)
+        await gone(cluster, "replica-2", before)
+
+
+async def test_docker_stop_and_start_by_somebody_else(cluster, under_load):
+    async with under_load("docker restart"):
+        before = cluster.container("replica-2")
+        before.restart(timeout=5)
+        await gone(cluster, "replica-2", before)
+
+
+async def test_docker_pause(cluster, under_load):
+    async with under_load("docker pause"):
+        before = cluster.container("replica-0")
+        before.pause()
+        await asyncio.to_thread(cluster.until, lambda _: status_of(before) != "paused", "unpaused")
+    assert status_of(before) == "running"
+
+
+async def test_all_containers_at_once(cluster, under_load):
+    async with under_load("docker kill of all four"):
+        before = cluster.containers
+        for one in before:
+            one.kill()
+        for one in before:
+            await gone(cluster, one.name.rpartition(".")[2], one)
+
+
+async def test_running_out_of_memory(cluster, under_load, docker_engines):
+    async with under_load("out of memory"):
+        before = cluster.container("replica-3")
+        before.update(mem_limit="80m", memswap_limit="80m")
+        die_first(before)
+        before.exec_run(["/bin/sh", "-c", "x=xxxx; while :; do x=$x$x; done"], detach=True)
+        await gone(cluster, "replica-3", before)
+    if docker_engines.tells_oom():
+        assert "out of memory" in cluster.log("launcher")
+
+
+async def test_the_engine_is_restarted(cluster, under_load):
+    """It stops all containers first."""
+    async with under_load("restart of the Docker Engine"):
+        before = cluster.containers
+        await asyncio.to_thread(cluster.engine.restart)
+        for one in before:
+            await gone(cluster, one.name.rpartition(".")[2], one)
+
+
+async def test_the_engine_crashes(cluster, under_load):
+    """Its containers run on, behind ports that lead nowhere; its next start ends them all."""
+    async with under_load("crash of the Docker Engine"):
+        before = cluster.containers
+        cluster.engine.kill()
+        await asyncio.to_thread(cluster.engine.start)
+        for one in before:
+            await gone(cluster, one.name.rpartition(".")[2], one)
+
+
+async def test_the_launcher_is_killed_and_the_next_adopts_all(cluster, under_load):
+    before, record = [one.id for one in cluster.containers], cluster.record()
+    async with under_load("kill -9 of the launcher"):
+        cluster.kill(record["launcher_pid"])
+        await asyncio.to_thread(cluster.run, "up", "-d")
+    assert [one.id for one in cluster.containers] == before
+    assert cluster.record()["router"]["pid"] == record["router"]["pid"]
+    assert cluster.record()["launcher_pid"] != record["launcher_pid"]
+
+
+async def test_the_launcher_and_the_engine_die_together(cluster, under_load):
+    async with under_load("kill -9 of launcher and Docker Engine"):
+        cluster.kill(cluster.record()["launcher_pid"])
+        cluster.engine.kill()
+        await asyncio.to_thread(cluster.engine.start)
+        await asyncio.to_thread(cluster.run, "up", "-d")
+
+
+def die_first(container):
+    """The server itself shall be killed, whoever takes the memory."""
+    init = container.attrs["State"]["Pid"]
+    for pid in Path(f"/proc/{init}/task/{init}/children").read_text().split():
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+
+
+def status_of(container):
+    container.reload()
+    return container.status
