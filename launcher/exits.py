@@ -42,11 +42,15 @@ class Children:
         if process in self._exits:
             return self._exits[process]
         signal_all(processes.session_members(process), signal.SIGKILL)
-        before = self._oom_kills_at_start.pop(process, None)
+        before = self._oom_kills_at_start.get(process)
         if before is None:
             return Exit(detail="ended; it was adopted, so its exit code is not known")
-        self._exits[process] = _reap(process, before)
-        return self._exits[process]
+        found = _reap(process, before)
+        if found is None:
+            return Exit(detail="it is ending; a thread of it is stuck in the kernel")
+        del self._oom_kills_at_start[process]
+        self._exits[process] = found
+        return found
 
 
 async def wait_ended(process: ProcessId) -> None:
@@ -98,13 +102,15 @@ async def _readable(fd: int) -> None:
         loop.remove_reader(fd)
 
 
-def _reap(process: ProcessId, oom_kills_before: int) -> Exit:
+def _reap(process: ProcessId, oom_kills_before: int) -> Exit | None:
+    """None while it cannot be reaped: waiting for what may be stuck would stop the event loop."""
     try:
-        # Not reaped, so the pid is still its own; needed where only its first thread has ended.
-        os.kill(process.pid, signal.SIGKILL)
-        _, status = os.waitpid(process.pid, 0)
+        os.kill(process.pid, signal.SIGKILL)  # not reaped, so the pid is still its own
+        reaped, status = os.waitpid(process.pid, os.WNOHANG)
     except (ChildProcessError, ProcessLookupError):
         return Exit(detail="ended; somebody else collected its exit code")
+    if reaped == 0:
+        return None
     if os.WIFSIGNALED(status):
         signum = os.WTERMSIG(status)
         oom = signum == signal.SIGKILL and oom_kills() > oom_kills_before

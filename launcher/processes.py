@@ -74,9 +74,17 @@ class Found:
 def identify(pid: int) -> ProcessId | None:
     """The process that has this pid now; None when there is none or it is a zombie."""
     fields = _stat_fields(pid)
-    if fields is None or fields[0] in {"Z", "X"}:
+    if fields is None or (fields[0] in {"Z", "X"} and not _has_other_threads(pid)):
         return None
     return ProcessId(pid, int(fields[19]), _boot_id())
+
+
+def _has_other_threads(pid: int) -> bool:
+    """Its first thread has ended, but not all: one may be stuck in a driver and hold the GPU."""
+    try:
+        return len(os.listdir(_PROC / str(pid) / "task")) > 1
+    except OSError:
+        return False
 
 
 def identify_child(pid: int) -> ProcessId:
