@@ -216,7 +216,7 @@ class _Peer(asyncio.Protocol):
 
     async def _flood(self, flood: Flood, request: Request) -> None:
         for _ in range(flood.count):
-            if self.gone.is_set():
+            if self._transport.is_closing():  # `gone` is only told once this loop waits
                 return
             self._transport.write(flood.data)
             request.flooded_bytes += len(flood.data)
