@@ -6,7 +6,7 @@ names still run: `read` checks each one, so a dead launcher's word is never pass
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -18,6 +18,7 @@ from launcher.instance import Phase
 from launcher.processes import ProcessId
 from launcher.router_client import RouterAway, RouterClient, replica_states
 from launcher.router_process import running_routers
+from launcher.runtimes import Handle
 from router.errors import RuntimeAway
 
 RECORD = "status.json"
@@ -182,8 +183,9 @@ async def read(cluster: Cluster) -> ClusterStatus:
     status = _with_config(recorded(cluster), cluster)
     launcher = cluster.folder.holder()
     routers = running_routers(cluster.folder)
-    running, trouble = await _running_refs(status, cluster)
-    replicas = await _checked(status.replicas, running, supervised=launcher is not None)
+    running, trouble = await _running(status, cluster, supervised=launcher is not None)
+    known = status.replicas if launcher else tuple(_with_unrecorded(status.replicas, running))
+    replicas = await _checked(known, running, supervised=launcher is not None)
     if launcher is None and (routers or any(replica.is_running for replica in replicas)):
         replicas = tuple(_unwatched(replica, cluster.command("up")) for replica in replicas)
     router = replace(status.router, pid=routers[0].process.pid if routers else None)
@@ -239,31 +241,62 @@ def _with_config(status: ClusterStatus | None, cluster: Cluster) -> ClusterStatu
     )
 
 
-async def _running_refs(status: ClusterStatus, cluster: Cluster) -> tuple[set[str], str]:
-    """Which of the recorded starts run; where nobody can tell, all of them, and why."""
-    refs = {replica.ref for replica in status.replicas if replica.ref}
+Running = Mapping[str, Handle | None]
+"""Starts that run, by their ref; None: nothing is known but that."""
+
+
+async def _running(
+    status: ClusterStatus, cluster: Cluster, *, supervised: bool
+) -> tuple[Running, str]:
+    """Which starts run; where nobody can tell, all that were recorded, and why."""
+    refs = [replica.ref for replica in status.replicas if replica.ref]
+    running: dict[str, Handle | None] = {}
     if cluster.config.runtime.name == "process":
-        return {ref for ref in refs if _runs(ref)}, ""
+        running = dict.fromkeys(filter(_runs, refs))
+        if supervised:
+            return running, ""
     from launcher.supervisor import make_runtime
 
     runtime = make_runtime(cluster)
     try:
-        return {handle.ref for handle in await runtime.owned()}, ""
+        return running | {handle.ref: handle for handle in await runtime.owned()}, ""
     except RuntimeAway as exc:
-        return refs, f"{exc}; what is shown of replicas is what was known last"
+        trouble = f"{exc}; what is shown of replicas is what was known last"
+        return dict.fromkeys(refs), trouble
     finally:
         await runtime.aclose()
 
 
+def _with_unrecorded(
+    replicas: Iterable[ReplicaStatus], running: Running
+) -> Iterator[ReplicaStatus]:
+    """Replicas of which an unknown start runs: records may be lost."""
+    found = {handle.replica_id: handle for handle in running.values() if handle}
+    for replica in replicas:
+        handle = found.get(replica.id)
+        if handle is None or replica.ref in running:
+            yield replica
+            continue
+        yield replace(
+            replica,
+            url=handle.base_url,
+            pid=handle.pid,
+            ref=handle.ref,
+            shown=handle.shown,
+            generation=handle.generation,
+            devices=handle.devices,
+        )
+
+
 async def _checked(
-    replicas: tuple[ReplicaStatus, ...], running: set[str], *, supervised: bool
+    replicas: tuple[ReplicaStatus, ...], running: Running, *, supervised: bool
 ) -> tuple[ReplicaStatus, ...]:
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(_check(r, running, supervised=supervised)) for r in replicas]
     return tuple(task.result() for task in tasks)
 
 
-async def _check(replica: ReplicaStatus, running: set[str], *, supervised: bool) -> ReplicaStatus:
+async def _check(replica: ReplicaStatus, running: Running, *, supervised: bool) -> ReplicaStatus:
     alive = replica.ref in running
     # 1. It runs. Without a launcher nobody noted how it went on, so it is asked itself.
     if alive:

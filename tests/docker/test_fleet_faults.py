@@ -5,6 +5,7 @@ so a call may be late, never refused; each answer is checked. Run with -s for th
 """
 
 import asyncio
+import shutil
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -144,6 +145,19 @@ async def test_the_launcher_and_the_engine_die_together(cluster, under_load):
         cluster.engine.kill()
         await asyncio.to_thread(cluster.engine.start)
         await asyncio.to_thread(cluster.run, "up", "-d")
+
+
+async def test_what_runs_is_found_though_the_state_folder_is_lost(cluster):
+    before, record = [one.id for one in cluster.containers], cluster.record()
+    cluster.kill(record["launcher_pid"])
+    cluster.kill(record["router"]["pid"])
+    shutil.rmtree(cluster.state_dir)
+    shown = cluster.look()
+    assert shown.returncode == 1
+    assert "4 of 4 replicas ready" in shown.stdout
+    cluster.up()
+    assert [one.id for one in cluster.containers] == before
+    assert cluster.who_generates()
 
 
 def die_first(container):

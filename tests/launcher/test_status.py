@@ -10,6 +10,7 @@ from launcher.cluster import Cluster
 from launcher.commands import status as status_command
 from launcher.instance import Phase
 from launcher.processes import ProcessId
+from launcher.runtimes import Handle
 from launcher.state import ClusterLock
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
 
@@ -82,6 +83,31 @@ async def test_a_dead_launchers_replica_that_runs_is_asked_itself(cluster) -> No
     write(cluster, ReplicaStatus("replica-0", "m", Phase.READY, url, 0, os.getpid(), ref))
     [alive, _] = (await status.read(cluster)).replicas
     assert (alive.phase, alive.pid) == (Phase.LOADING, os.getpid())
+
+
+async def test_what_runs_unrecorded_is_found(cluster, monkeypatch) -> None:
+    """The state folder may have been removed, or restored from a backup."""
+    url = "http://127.0.0.1:1"  # refuses
+    write(cluster, ReplicaStatus("replica-0", "m", Phase.READY, url, 0, 3, GONE))
+    found = [
+        Handle("docker", f"replica-{n}", 4, f"{n}f00", url, "f", 7, ("GPU-1",)) for n in (0, 1)
+    ]
+
+    class Runtime:
+        async def owned(self) -> list[Handle]:
+            return found
+
+        async def aclose(self) -> None:
+            """Nothing to let go of."""
+
+    monkeypatch.setattr("launcher.supervisor.make_runtime", lambda cluster: Runtime())
+    replicas = (await status.read(cluster)).replicas
+    assert [(r.ref, r.phase, r.url) for r in replicas] == [
+        ("0f00", Phase.LOADING, url),
+        ("1f00", Phase.LOADING, url),
+    ]
+    assert replicas[1].container == "1f00"
+    assert replicas[1].devices == ("GPU-1",)
 
 
 async def test_a_recycled_pid_is_not_taken_for_the_replica(cluster) -> None:
