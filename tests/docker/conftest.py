@@ -141,8 +141,9 @@ def loads():
 
 
 @pytest.fixture(scope="session")
-def fleets(shared_engine, shared_client, docker_engines, tgi_image):
-    """``with fleets() as fleet``: a `ContainerFleet`, ended by `launcher down`, which must do."""
+def fleet_on(docker_engines):
+    """``with fleet_on(engine, client) as fleet``: a `ContainerFleet`, ended by `launcher down`,
+    which must do."""
     module = load_module("gpu_fleet_container_fleet", HERE / "container_fleet.py")
     nvml = load_fake("nvml")
 
@@ -152,7 +153,13 @@ def fleets(shared_engine, shared_client, docker_engines, tgi_image):
             made.add_gpu(uuid)
         return made
 
-    return lambda: module.container_fleet(shared_engine, shared_client, gpus)
+    return lambda engine, client: module.container_fleet(engine, client, gpus)
+
+
+@pytest.fixture(scope="session")
+def fleets(shared_engine, shared_client, fleet_on, tgi_image):
+    """``with fleets() as fleet``: one on the session's engine."""
+    return lambda: fleet_on(shared_engine, shared_client)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from launcher.state import StateFolder
 
 CONFIG = Path(__file__).parents[2] / "configs" / "tgi.yaml"
 IDS = [f"replica-{number}" for number in range(4)]
+TOKEN = "hf_nobody_may_read_this"
 DEADLINE_S = 20
 
 
@@ -23,6 +24,7 @@ def cluster(fleets):
     """Up and ready."""
     with fleets() as fleet:
         fleet.use(CONFIG)
+        fleet.env["HF_TOKEN"] = TOKEN
         fleet.said = fleet.run("up", "-d").stdout
         yield fleet
 
@@ -49,6 +51,17 @@ def test_each_container_has_exactly_its_own_gpu(cluster, docker_engines):
     }
     told = {replica["id"]: replica["devices"] for replica in cluster.status()["replicas"]}
     assert told == {name: [gpu] for name, gpu in zip(IDS, docker_engines.GPUS, strict=True)}
+
+
+def test_the_access_token_is_in_the_containers_environment_and_nowhere_else(cluster):
+    assert [environ_of(one)["HF_TOKEN"] for one in cluster.containers] == [TOKEN] * 4
+    for one in cluster.containers:
+        config = one.attrs["Config"]
+        assert TOKEN not in json.dumps([config["Cmd"], config["Labels"]])
+    assert TOKEN not in cluster.look("--json").stdout + cluster.run("up", "--dry-run").stdout
+    files = [path for path in cluster.state_dir.rglob("*") if path.is_file()]
+    assert files
+    assert [path for path in files if TOKEN.encode() in path.read_bytes()] == []
 
 
 def test_calls_are_answered_by_all_four(cluster):

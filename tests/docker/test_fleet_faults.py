@@ -7,19 +7,23 @@ so a call may be late, never refused; each answer is checked. Run with -s for th
 import asyncio
 import shutil
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
 
+from launcher.router_client import RouterClient, replica_states
+from launcher.state import StateFolder
+
 UNARY = ("generate", "root", "chat")
 CLIENTS = 12
+SIMULATOR = "--load-s 0.3 --time-scale 2"
 
 
 @pytest.fixture(scope="module")
 def cluster(fleets):
     with fleets() as fleet:
-        fleet.use_tgi(4, "--load-s 0.3 --time-scale 2")
+        fleet.use_tgi(4, SIMULATOR)
         fleet.config["cluster"] = "faults"
         # One fault after the other is no reason to wait longer each time.
         fleet.config["runtime"]["restart"] = {"base_s": 0.5, "reset_after_s": 1}
@@ -30,16 +34,17 @@ def cluster(fleets):
 
 
 @pytest.fixture
-def under_load(cluster, loads):
+def under_load(loads, request):
     """``async with under_load("docker kill"):`` ends once all replicas serve again."""
 
     @asynccontextmanager
-    async def running(what):
-        load = loads.Load(cluster.endpoint, loads.small(5, (10, 40), UNARY), clients=CLIENTS)
-        async with cluster.loaded(load):
+    async def running(what, fleet=None):
+        fleet = fleet or request.getfixturevalue("cluster")
+        load = loads.Load(fleet.endpoint, loads.small(5, (10, 40), UNARY), clients=CLIENTS)
+        async with fleet.loaded(load):
             begun_s = time.monotonic()
             yield
-            await asyncio.to_thread(cluster.until_ready)
+            await asyncio.to_thread(fleet.until_ready)
             back_s = time.monotonic() - begun_s
         longest_s = max(a.done_s - a.sent_s for a in load.answers)
         retried = sum(a.attempts > 1 for a in load.answers)
@@ -129,6 +134,24 @@ async def test_the_engine_crashes(cluster, under_load):
             await gone(cluster, one.name.rpartition(".")[2], one)
 
 
+async def test_the_engine_crashes_and_lets_its_containers_live(
+    make_engine, fleet_on, images, under_load
+):
+    """With live-restore; yet the ports it publishes are away while it is."""
+    engine = make_engine(flags=["--live-restore"])
+    images.tgi_image(engine)
+    with closing(engine.client()) as client, fleet_on(engine, client) as fleet:
+        fleet.use_tgi(2, SIMULATOR)
+        fleet.up()
+        before = [one.id for one in fleet.containers]
+        async with under_load("crash of the Docker Engine with live-restore", fleet):
+            engine.kill()
+            await said(fleet, "what runs is left alone")
+            await asyncio.to_thread(engine.start)
+            await said(fleet, "the Docker Engine answers again")
+        assert [one.id for one in fleet.containers] == before
+
+
 async def test_the_launcher_is_killed_and_the_next_adopts_all(cluster, under_load):
     before, record = [one.id for one in cluster.containers], cluster.record()
     async with under_load("kill -9 of the launcher"):
@@ -158,6 +181,32 @@ async def test_what_runs_is_found_though_the_state_folder_is_lost(cluster):
     cluster.up()
     assert [one.id for one in cluster.containers] == before
     assert cluster.who_generates()
+
+
+async def said(fleet, words):
+    """Until the launcher's log has it."""
+    async with asyncio.timeout(20):
+        while words not in fleet.log("launcher"):  # noqa: ASYNC110  # another process's file
+            await asyncio.sleep(0.05)
+
+
+async def test_a_call_that_kills_its_replica_is_refused_before_it_has_killed_all(cluster):
+    """Here whoever has it is killed: to the router it looks the same."""
+    body = {"inputs": "hello", "parameters": {"max_new_tokens": 2000}}
+    poison = asyncio.create_task(asyncio.to_thread(cluster.post, "/generate", body))
+    killed = []
+    async with RouterClient(StateFolder(cluster.state_dir).admin_socket) as client:
+        while not poison.done():
+            for name, replica in replica_states(await client.state()).items():
+                if replica["requests"] and (name, replica["generation"]) not in killed:
+                    killed.append((name, replica["generation"]))
+                    await asyncio.to_thread(cluster.container(name).kill)
+            await asyncio.sleep(0.02)
+    status, _, reply = await poison
+    assert status == 422
+    assert b"3 replicas died while they served this call" in reply
+    assert len(killed) == 3
+    await asyncio.to_thread(cluster.until_ready)
 
 
 def die_first(container):

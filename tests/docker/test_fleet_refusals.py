@@ -158,6 +158,19 @@ def test_the_engine_dies_while_replicas_start(cluster):
     assert cluster.who_generates()
 
 
+def test_down_without_an_engine_says_what_is_left_and_later_takes_it_away(cluster):
+    cluster.up()
+    cluster.engine.kill()
+    stderr = cluster.run("down", rc=1).stderr
+    assert f"no Docker Engine answers at {cluster.engine.url}" in stderr
+    assert f"`launcher down -c {cluster.path}` again removes them" in stderr
+    assert cluster.processes() == []
+    cluster.engine.start()
+    assert cluster.left() != []
+    cluster.run("down")
+    assert cluster.left() == []
+
+
 @contextmanager
 def tiny_disk(folder, size):
     folder.mkdir()
