@@ -54,11 +54,17 @@ class Runtime(Protocol):
         """For that cluster, whose state is in `folder`. Connects to nothing yet."""
 
     def use(self, config: ClusterConfig) -> None:
-        """Later starts follow this edited config; what runs goes on as it is."""
+        """Later starts follow this edited config; what runs goes on as it is. Cannot fail: whether
+        it can be followed was asked of `prepare`."""
 
-    async def prepare(self, specs: Sequence[ReplicaSpec], say: Say) -> None:
+    async def prepare(
+        self, specs: Sequence[ReplicaSpec], say: Say, config: ClusterConfig | None = None
+    ) -> None:
         """Make sure that all could start: what runs replicas answers, and nobody else has this
-        cluster. Raises StartError, RuntimeAway; fetches nothing."""
+        cluster; with the edited `config` where one is given, which is not used yet.
+
+        Raises StartError, RuntimeAway; fetches nothing and changes nothing.
+        """
 
     async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
         """Start it and return once it runs; raises StartError. Leaves nothing behind then."""

@@ -94,15 +94,18 @@ class DockerRuntime:
         return cls(folder, config)
 
     def use(self, config: ClusterConfig) -> None:
-        if config.runtime.docker.url != self._config.runtime.docker.url:
+        self._config = config
+
+    async def prepare(
+        self, specs: Sequence[ReplicaSpec], say: Say, config: ClusterConfig | None = None
+    ) -> None:
+        docker = self._docker if config is None else config.runtime.docker
+        if docker.url != self._docker.url:
             raise StartError(
                 "runtime.docker.url: replicas run on the other Docker Engine; `launcher down` with "
                 "the old config first",
                 recoverable=False,
             )
-        self._config = config
-
-    async def prepare(self, specs: Sequence[ReplicaSpec], say: Say) -> None:
         if not self._engine.is_local:
             raise StartError(
                 f"the Docker Engine at {self._engine.url} is on another machine, where replicas' "
@@ -115,9 +118,9 @@ class DockerRuntime:
             of_that_name = {CLUSTER: self._config.cluster}
             require_no_other_home(await self._containers.labelled(of_that_name), self._marks)
         for spec in specs:
-            injection_of(self._docker.gpu_injection, spec.devices, facts)
-            mounts, cache = self._command(spec).mounts, self._docker.cache_dir
-            require_possible(mounts, self._docker)
+            injection_of(docker.gpu_injection, spec.devices, facts)
+            mounts, cache = self._command_of(spec, str(docker.cache_dir)).mounts, docker.cache_dir
+            require_possible(mounts, docker)
             require_folders([m for m in mounts if m.source == str(cache)], cache, None)
 
     async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:

@@ -57,7 +57,9 @@ class ProcessRuntime:
     def use(self, config: ClusterConfig) -> None:
         self._host, self._first_port = config.runtime.host, config.runtime.first_port
 
-    async def prepare(self, specs: Sequence[ReplicaSpec], say: Say) -> None:
+    async def prepare(
+        self, specs: Sequence[ReplicaSpec], say: Say, config: ClusterConfig | None = None
+    ) -> None:
         """Nothing to do: this machine answers, and the lock on the state folder says whose."""
 
     async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:

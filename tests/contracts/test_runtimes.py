@@ -8,6 +8,7 @@ import socket
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from launcher.engines.base import Command, ContainerCommand
 from launcher.placement import ReplicaSpec
 from launcher.runtimes import RUNTIMES, DockerRuntime, Handle, ProcessRuntime, Runtime
 from launcher.state import StateFolder
-from router.errors import StartError
+from router.errors import OperatorError, StartError
 
 FAKES = Path(__file__).parents[1] / "fakes"
 FIRST_PORT = 23_000
@@ -149,6 +150,24 @@ def test_a_runtime_is_made_from_a_config_and_connects_to_nothing(name: str, tmp_
     runtime.use(config)
     assert runtime.name == name
     assert runtime.last_generation("replica-0") == 0
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+async def test_a_config_that_is_only_asked_about_is_not_followed(name, tmp_path):
+    """Whatever `prepare` finds: the change may be refused for another reason afterwards."""
+    state = StateFolder(tmp_path)
+    before, after = (
+        ClusterConfig.model_validate({"models": ["m"], "runtime": {"name": name, **fields}})
+        for fields in ({}, {"first_port": 45678, "docker": {"cache_dir": str(tmp_path / "other")}})
+    )
+    runtime = RUNTIMES[name].of(before, state)
+    told = vars(runtime).copy()
+    with suppress(OperatorError):  # without a Docker Engine
+        await runtime.prepare([], quiet, after)
+    await runtime.aclose()
+    assert vars(runtime) == told
+    runtime.use(after)
+    assert vars(runtime) != told
 
 
 async def test_preparing_starts_nothing_and_may_be_repeated(runtime: Runtime) -> None:
