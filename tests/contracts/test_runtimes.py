@@ -158,7 +158,7 @@ async def test_a_config_that_is_only_asked_about_is_not_followed(name, tmp_path)
     state = StateFolder(tmp_path)
     before, after = (
         ClusterConfig.model_validate({"models": ["m"], "runtime": {"name": name, **fields}})
-        for fields in ({}, {"first_port": 45678, "docker": {"cache_dir": str(tmp_path / "other")}})
+        for fields in ({}, {"first_port": 45678, "docker": {"pull": "never"}})
     )
     runtime = RUNTIMES[name].of(before, state)
     told = vars(runtime).copy()
