@@ -6,7 +6,7 @@ here, before anything starts; one that only looks too large is warned of, as est
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,14 @@ _FRACTION_FLAGS = ("cuda-memory-fraction", "gpu-memory-utilization")
 _PREFILL_FLAGS = ("max-batch-prefill-tokens", "max-num-batched-tokens")
 _KV_DTYPE_FLAGS = ("kv-cache-dtype",)
 _ASSESSED = ("tgi", "vllm", "aphrodite", "llamacpp")
+_MOVES_WEIGHTS: Mapping[str, tuple[str, ...]] = {
+    "vllm": ("cpu-offload-gb",),
+    "aphrodite": ("cpu-offload-gb",),
+    "llamacpp": (
+        *("n-gpu-layers", "gpu-layers", "cpu-moe", "n-cpu-moe", "n-cpu-ffn", "override-tensor"),
+        *("tensor-split", "split-mode", "device"),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,18 +122,22 @@ def assess(
         unknown = (
             f"the size of {model.id} is not known here: give a local folder, or download it first"
         )
+    if shape is not None:
+        unknown = _unknown_share(engine, shape)
     if unknown or shape is None:
         return Assessment(shape, gpus, fraction, None, None, unknown)
-    # All shards are alike, so the smallest card decides.
     smallest = min(gpus, key=lambda gpu: gpu.memory_bytes)
-    free = None if free_bytes is None else min(free_bytes.get(g.uuid, g.memory_bytes) for g in gpus)
+    card_bytes = _each([gpu.memory_bytes for gpu in gpus], engine)
+    free = None
+    if free_bytes is not None:
+        free = _each([free_bytes.get(gpu.uuid, gpu.memory_bytes) for gpu in gpus], engine)
 
     def fit_of(scheme: str | None, dtype: str | None = None) -> Fit:
         return fit(
             shape,
             scheme,
             dtype,
-            smallest.memory_bytes,
+            card_bytes,
             free_bytes=free,
             fraction=fraction,
             tensor_parallel=len(gpus),
@@ -144,6 +156,32 @@ def assess(
         return Assessment(shape, gpus, fraction, None, fit_of(model.quantize, model.dtype))
     except (ModelError, ValueError) as exc:
         return Assessment(shape, gpus, fraction, None, None, str(exc))
+
+
+def _each(found_bytes: Sequence[int], engine: EngineConfig) -> int:
+    """What each of a replica's cards counts for: llama.cpp gives large ones more of the layers,
+    with the others all shards are alike, so the smallest card decides."""
+    if engine.name == "llamacpp":
+        return sum(found_bytes) // len(found_bytes)
+    return min(found_bytes)
+
+
+def _unknown_share(engine: EngineConfig, shape: ModelShape) -> str:
+    """Flags with which a card holds another part of the weights than its equal one."""
+    for flag in _MOVES_WEIGHTS.get(engine.name, ()):
+        for _, args in engine.all_args():
+            if _moves_weights(flag, args.get(flag), shape):
+                return f"{flag}: {args[flag]} decides how much of the model a GPU holds"
+    return ""
+
+
+def _moves_weights(flag: str, value: Arg, shape: ModelShape) -> bool:
+    if value is None or value is False or str(value) in ("all", "layer"):
+        return False
+    if flag.endswith("gpu-layers"):
+        layers = _whole(value)
+        return layers is None or layers <= shape.architecture.layers  # the output is one more
+    return str(value) not in ("0", "0.0")
 
 
 def _gpus(devices: tuple[str, ...], inventory: Inventory | None) -> tuple[Gpu, ...]:
@@ -216,8 +254,9 @@ def _refuse_impossible(
 
 
 def _is_hopeless(assessed: Assessment, found: Fit) -> bool:
-    smallest = min(gpu.memory_bytes for gpu in assessed.gpus)
-    return found.weights_bytes + found.context_bytes > smallest
+    """The weights alone are more than the cards could hold, whatever is given to each."""
+    card_bytes = found.budget_bytes + found.headroom_bytes
+    return found.weights_bytes + found.context_bytes > card_bytes
 
 
 def _card(assessed: Assessment) -> str:

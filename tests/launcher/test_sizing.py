@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from launcher.config import load_cluster_config
-from launcher.gpu import DriverState, Inventory
+from launcher.gpu import DriverState, Gpu, Inventory
 from launcher.imagined import imagined
 from launcher.placement import replica_specs
 from launcher.sizing import Shapes, assess, sizer
@@ -119,3 +119,68 @@ def _unknown(tmp_path: Path, folder: Path) -> str:
     found = assess(config.models[0], config.engine, devices, inventory, Shapes(config))
     assert found.fit is None
     return found.unknown
+
+
+# ---- weights that are not divided evenly over the GPUs
+
+
+LARGE = {"id": "meta-llama/Llama-3.1-70B-Instruct", "max_total_tokens": 4096}
+
+
+@pytest.mark.parametrize(
+    ("engine", "args"),
+    [
+        ("vllm", {"cpu-offload-gb": 130}),
+        ("aphrodite", {"cpu-offload-gb": 130}),
+        ("llamacpp", {"n-gpu-layers": 10}),
+        ("llamacpp", {"n-gpu-layers": "auto"}),
+        ("llamacpp", {"cpu-moe": True}),
+        ("llamacpp", {"n-cpu-moe": 70}),
+        ("llamacpp", {"override-tensor": "exps=CPU"}),
+    ],
+)
+def test_a_model_that_is_only_in_part_on_the_gpu_is_not_refused_for_its_size(specs, engine, args):
+    assert specs(LARGE, "A100-80", engine, **args)
+
+
+@pytest.mark.parametrize(
+    ("engine", "args"),
+    [
+        ("vllm", {}),
+        ("vllm", {"cpu-offload-gb": 0}),
+        ("llamacpp", {}),
+        ("llamacpp", {"n-gpu-layers": 999}),
+        ("llamacpp", {"n-gpu-layers": 81}),
+        ("llamacpp", {"split-mode": "layer"}),
+    ],
+)
+def test_one_that_is_there_as_a_whole_is(specs, engine, args):
+    with pytest.raises(PlacementError, match="cannot fit"):
+        specs(LARGE, "A100-80", engine, **args)
+
+
+def cards(*sizes_gib):
+    return Inventory(
+        DriverState.OK,
+        tuple(
+            Gpu(f"GPU-{n}", n, "X", gib * 2**30, (8, 6), f"0:{n}", None, None, False)
+            for n, gib in enumerate(sizes_gib)
+        ),
+    )
+
+
+@pytest.mark.parametrize("args", [{}, {"tensor-split": "4,1"}])
+def test_llama_cpp_puts_more_of_a_model_on_the_larger_card(specs, args):
+    model = {
+        "id": "Qwen/Qwen2.5-14B-Instruct", "max_total_tokens": 4096, "devices": [["cuda:0", 1]],
+    }  # fmt: skip
+    assert specs(model, cards(48, 12), "llamacpp", **args)
+    with pytest.raises(PlacementError, match="cannot fit"):
+        specs(model, cards(12, 12), "llamacpp")
+    with pytest.raises(PlacementError, match="cannot fit"):
+        specs(model, cards(48, 12), "vllm")
+
+
+def test_one_replica_of_its_own_flags_is_enough_not_to_refuse_the_model(specs):
+    engine = {"name": "vllm", "per_replica": [{"cpu-offload-gb": 130}]}
+    assert specs(LARGE | {"engine": engine}, "A100-80")
