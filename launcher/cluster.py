@@ -1,11 +1,12 @@
 """One cluster as a command sees it: its config, where the config came from, its state folder."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.config import ClusterConfig, load_cluster_config
+from launcher.config import ClusterConfig
 from launcher.state import StateFolder
+from router.config import load_model, read_source
 from router.errors import ConfigError, ConfigProblem
 
 DEFAULT_CONFIG = Path("fleet.yaml")
@@ -13,19 +14,22 @@ DEFAULT_CONFIG = Path("fleet.yaml")
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Loaded once per command."""
+    """Loaded once per command. `text` is what `config` was made from: the file may have been saved
+    again since."""
 
     path: Path
     config: ClusterConfig
     folder: StateFolder
+    text: str = field(repr=False)
 
     @classmethod
     def load(cls, path: Path) -> "Cluster":
         """Raises ConfigError. Nothing is made or changed on disk."""
         require_default(path)
-        config = load_cluster_config(path)
+        source = read_source(path)
+        config = load_model(source, ClusterConfig)
         # Resolved, because processes are found again by this path, letter for letter.
-        return cls(path, config, StateFolder(config.state_dir.resolve()))
+        return cls(path, config, StateFolder(config.state_dir.resolve()), source.text)
 
     def command(self, *words: str) -> str:
         """A launcher command for this cluster that can be pasted where this one was given."""

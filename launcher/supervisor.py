@@ -30,13 +30,10 @@ from launcher.router_client import RouterAway, RouterClient, replica_states
 from launcher.router_process import RouterKeeper
 from launcher.runtimes import RUNTIMES, Runtime
 from launcher.status import ClusterStatus
-from router.errors import OperatorError, StateError, StopError
+from router.errors import OperatorError, StopError
 
 log = logging.getLogger("launcher")
 
-BEAT_S = 2.0  # the full list goes to the router at least this often
-_LOG_BOUND_EVERY = 30  # beats
-_CALLS_LEFT_EVERY_S = 0.5
 _DRAIN_LOOK_S = 0.05
 
 
@@ -95,7 +92,7 @@ class Supervisor:
         plan = make_plan(specs, owned)
         strangers = await asyncio.to_thread(gpu_notes, config, specs, owned)
         changes.forget(self._cluster.folder)
-        self._keep_config()
+        _keep_config(self._cluster)
         await self._router.open()
         self._crew = Crew(
             self._runtime, session, self._drained, self._is_here, changed=self._changed
@@ -114,13 +111,6 @@ class Supervisor:
     @property
     def _keepers(self) -> list[ReplicaKeeper]:
         return list(self._crew) if self._crew is not None else []
-
-    def _keep_config(self) -> None:
-        try:
-            text = self._cluster.path.read_text(encoding="utf-8")
-        except OSError as exc:
-            raise StateError(f"{self._cluster.path}: cannot read it again: {exc.strerror}") from exc
-        self._cluster.folder.write_text(self._cluster.folder.config_copy.name, text)
 
     def _is_here(self, spec: ReplicaSpec) -> bool:
         return files_are_here(spec, self._cluster.config)
@@ -215,7 +205,7 @@ class Supervisor:
         opened = self._router.prepare_change(cluster.config)
         self._cluster = cluster
         self._reporter.follow(cluster)
-        self._keep_config()
+        _keep_config(cluster)
         self._beginning.notes = tuple(strangers)
         if opened:
             router.cancel()
@@ -276,6 +266,11 @@ class Supervisor:
 
 async def _set(event: asyncio.Event) -> None:
     await event.wait()
+
+
+def _keep_config(cluster: Cluster) -> None:
+    """What was checked, letter for letter: the file may have been saved again in between."""
+    cluster.folder.write_text(cluster.folder.config_copy.name, cluster.text)
 
 
 def _notes(plan: Plan, wanted: set[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from launcher import changes, processes
 from launcher.changes import ChangeRequest
@@ -66,7 +67,7 @@ def differences(cluster: Cluster) -> Iterator[changes.Change]:
             f"the running config cannot be read any more: {exc}; `{cluster.command('down')}` and "
             f"`{cluster.command('up')}` start anew"
         ) from exc
-    running = Cluster(cluster.path, before, cluster.folder)
+    running = replace(cluster, config=before)
     changes.require_possible(running, cluster)
     handles = asyncio.run(owned(running))
     yield from changes.replica_changes(_now(running, handles), desired(cluster.config, handles))

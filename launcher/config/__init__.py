@@ -1,7 +1,7 @@
 """What an operator can write in a cluster config: each field's meaning, unit, default and trap.
 
-`load_cluster_config` is called by every launcher verb. Here only what is written is judged; whether
-the devices are there and the models fit is another file's question.
+`Cluster.load` reads one of them for every launcher verb. Here only what is written is judged;
+whether the devices are there and the models fit is another file's question.
 """
 
 from launcher.config.cluster import ClusterConfig, load_cluster_config

@@ -24,7 +24,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A config file as read: values, where each one stands, and what is already known wrong.
+    """A config file as read: its text, values, where each one stands, and what is known wrong.
 
     `problems` (duplicate keys, unset variables ...) is raised by `load_model`, together with what
     the model finds. `spoiled` values are known wrong; `expanded` values came from the environment,
@@ -32,6 +32,7 @@ class Source:
     """
 
     file: str
+    text: str = field(repr=False)
     value: dict[str, Any]
     places: dict[KeyPath, Place] = field(repr=False)
     problems: tuple[ConfigProblem, ...] = ()
@@ -65,8 +66,9 @@ class Source:
 def read_source(path: Path, env: Mapping[str, str] = os.environ) -> Source:
     """Read one YAML file. Raises ConfigError when it cannot be read as one YAML mapping."""
     file = os.fspath(path)
-    tree = parse_tree(_read_text(path), file, env)
-    return Source(file, tree.value, tree.places, tree.problems, tree.spoiled, tree.expanded)
+    text = _read_text(path)
+    tree = parse_tree(text, file, env)
+    return Source(file, text, tree.value, tree.places, tree.problems, tree.spoiled, tree.expanded)
 
 
 def load_model(source: Source, model: type[Model]) -> Model:

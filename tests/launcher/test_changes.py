@@ -201,7 +201,7 @@ def test_a_removed_variable_is_named(make_spec):
 def cluster(folder):
     def cluster(path=folder.path, **sections):
         sections = {"models": ["m"]} | sections
-        return Cluster(Path("c.yaml"), config(**sections), StateFolder(path))
+        return Cluster(Path("c.yaml"), config(**sections), StateFolder(path), "")
 
     return cluster
 

@@ -1,18 +1,22 @@
 """What the supervisor tells the router and the disk, and what it survives while telling."""
 
+import asyncio
 import errno
 import os
 import time
+from contextlib import asynccontextmanager
 
 import pytest
 
-from launcher import status
+from launcher import changes, status
 from launcher.cluster import Cluster
 from launcher.crew import Crew
 from launcher.instance import Phase
 from launcher.placement import replica_specs
 from launcher.plan import Plan
 from launcher.supervisor import Supervisor
+
+NOTHING = Plan((), (), (), ())
 
 
 @pytest.fixture
@@ -39,6 +43,50 @@ async def supervisor(cluster):
     )
     async with supervisor._client:
         yield supervisor
+
+
+class CrewStandIn:
+    """Takes every change, and notes it."""
+
+    handles = ()
+
+    def __init__(self) -> None:
+        self.followed = []
+
+    def __iter__(self):
+        return iter(())
+
+    def begin(self, group, plan) -> None: ...
+
+    def dismiss(self) -> None: ...
+
+    async def change(self, specs, runtime) -> None:
+        self.followed.append([spec.id for spec in specs])
+
+    async def stop_all(self) -> None: ...
+
+
+async def for_ever() -> None:
+    await asyncio.Event().wait()
+
+
+@asynccontextmanager
+async def keeping(cluster):
+    """A supervisor that follows changes; it starts nothing, and its router is never there."""
+    supervisor = Supervisor(cluster)
+    supervisor._crew = CrewStandIn()
+    supervisor._router.run = supervisor._reporter.run = for_ever
+    async with asyncio.timeout(10), supervisor._client, asyncio.TaskGroup() as group:
+        group.create_task(supervisor._keep_all(NOTHING))
+        yield supervisor
+        supervisor.request_stop()
+
+
+async def answered(supervisor, request) -> str:
+    """Why the change was refused; "" when it was followed."""
+    while supervisor._beginning.change_id != request.id:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    return supervisor._beginning.change_error
 
 
 async def test_replicas_that_are_still_to_come_are_pushed_without_a_url(supervisor, admin) -> None:
@@ -107,6 +155,22 @@ async def test_what_a_full_disk_did_not_take_is_written_once_it_has_room(
 async def test_what_is_published_is_what_other_commands_read(supervisor, cluster) -> None:
     supervisor._reporter.publish()
     assert status.recorded(cluster) == supervisor._reporter.snapshot()
+
+
+async def test_what_was_checked_is_kept_though_the_file_is_saved_again_meanwhile(cluster) -> None:
+    async with keeping(cluster) as supervisor:
+        text = cluster.path.read_text().replace("replicas: 2", "replicas: 3")
+        cluster.path.write_text(text)
+
+        async def prepare(*args) -> None:
+            cluster.path.write_text("models: [{id: m, repl")
+
+        supervisor._runtime.prepare = prepare
+        request = changes.ask(cluster.folder, cluster.path)
+        supervisor.request_change()
+        assert await answered(supervisor, request) == ""
+        assert supervisor._crew.followed == [["replica-0", "replica-1", "replica-2"]]
+    assert cluster.folder.config_copy.read_text() == text
 
 
 def test_asked_twice_it_hurries(cluster) -> None:
