@@ -15,7 +15,7 @@ from launcher.gpus import GpuMonitor, read_inventory
 from launcher.placement import ReplicaSpec, replica_specs
 from launcher.runtimes.base import Handle
 from launcher.sizes import show_bytes
-from launcher.sizing import model_caches, sizer
+from launcher.sizing import model_caches, require_room, sizer
 from router.errors import DeviceError, OperatorError
 
 _MOST_NAMED = 3
@@ -29,7 +29,9 @@ def desired(config: ClusterConfig, owned: Iterable[Handle] = ()) -> list[Replica
     """
     inventory = machine_inventory(config)
     running = {handle.replica_id: handle.devices for handle in owned if handle.devices}
-    return replica_specs(config, inventory, running, sizer(config, inventory))
+    specs = replica_specs(config, inventory, running, sizer(config, inventory))
+    require_room((spec.model, spec.devices, spec.memory_fraction) for spec in specs)
+    return specs
 
 
 def expected(config: ClusterConfig) -> list[ReplicaSpec]:

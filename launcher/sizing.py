@@ -26,6 +26,7 @@ AUTO = "auto"
 _FRACTION_FLAGS = ("cuda-memory-fraction", "gpu-memory-utilization")
 _PREFILL_FLAGS = ("max-batch-prefill-tokens", "max-num-batched-tokens")
 _KV_DTYPE_FLAGS = ("kv-cache-dtype",)
+_ROUNDING = 1e-6
 _ASSESSED = ("tgi", "vllm", "aphrodite", "llamacpp")
 _MOVES_WEIGHTS: Mapping[str, tuple[str, ...]] = {
     "vllm": ("cpu-offload-gb",),
@@ -211,6 +212,13 @@ def _fraction(model: ModelConfig, engine: EngineConfig, gpus: tuple[Gpu, ...]) -
     budget = model.max_memory
     if budget is None:
         return None
+    if not isinstance(budget, int) and gpus and not any(gpu.index in budget for gpu in gpus):
+        found = ", ".join(map(str, budget))
+        expected = " or ".join(str(gpu.index) for gpu in gpus)
+        raise PlacementError(
+            f"max_memory of {model.id}: found budgets for GPU {found} only, expected one for "
+            f"{expected}, which a replica of it is on"
+        )
     shares = []
     for gpu in gpus:
         most = budget if isinstance(budget, int) else budget.get(gpu.index)
@@ -223,6 +231,29 @@ def _fraction(model: ModelConfig, engine: EngineConfig, gpus: tuple[Gpu, ...]) -
                     f"expected {exc}"
                 ) from exc
     return min(shares, default=None)
+
+
+def require_room(parts: Iterable[tuple[str, tuple[str, ...], float | None]]) -> None:
+    """Of each replica its model, its GPUs and the share it may fill of each.
+
+    Raises PlacementError where replicas on one GPU may fill more than all of it.
+    """
+    shares: dict[str, list[tuple[str, float]]] = {}
+    for name, devices, fraction in parts:
+        for device in devices if fraction is not None else ():
+            shares.setdefault(device, []).append((name, fraction or 0.0))
+    problems = [
+        f"GPU {device}: found shares of {_added(theirs)}, expected at most 1 together; lower "
+        "their max_memory (or cuda-memory-fraction, gpu-memory-utilization)"
+        for device, theirs in shares.items()
+        if len(theirs) > 1 and sum(share for _, share in theirs) > 1 + _ROUNDING
+    ]
+    if problems:
+        raise PlacementError("\n".join(problems))
+
+
+def _added(shares: Iterable[tuple[str, float]]) -> str:
+    return " and ".join(f"{share:.3g} for {name}" for name, share in shares)
 
 
 def _refuse_impossible(

@@ -31,7 +31,7 @@ from launcher.memory import Fit, Line
 from launcher.placement import ReplicaSpec, replica_specs
 from launcher.runtimes import Handle
 from launcher.sizes import show_bytes
-from launcher.sizing import Assessment, Shapes, assess
+from launcher.sizing import Assessment, Shapes, assess, require_room
 from router.config.words import count
 from router.errors import OperatorError
 
@@ -63,6 +63,7 @@ def run(path: Path, *, gpu: str | None = None, as_json: bool = False) -> int:
     specs = replica_specs(config, inventory, {one.replica_id: one.devices for one in running})
     free_bytes = None if gpu else _free_bytes(inventory, running)
     rows = list(_rows(cluster, inventory, specs, free_bytes))
+    require_room((row.spec.model, row.spec.devices, row.assessment.fraction) for row in rows)
     notes = [] if gpu else gpu_notes(config, specs, running)
     if as_json:
         print(json.dumps(_as_json(cluster, rows, notes), indent=2))

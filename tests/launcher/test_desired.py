@@ -72,6 +72,17 @@ def test_a_lost_gpu_is_named_when_one_is_missing(nvml: FakeNvml) -> None:
         desired(config([{"id": "m", "replicas": 2}]))
 
 
+@pytest.mark.parametrize(
+    "engine", ["tgi", {"name": "vllm", "args": {"gpu-memory-utilization": 0.6}}]
+)
+def test_models_that_together_may_fill_more_than_a_gpu_are_refused(nvml: FakeNvml, engine) -> None:
+    gpu = nvml.add_gpu()
+    budget = {"max_memory": "50GiB"} if engine == "tgi" else {}
+    models = [{"id": name, "devices": [0], **budget} for name in ("a", "b")]
+    with pytest.raises(PlacementError, match=rf"GPU {gpu.uuid}: .* for a and 0.*for b, expected"):
+        desired(config(models, engine))
+
+
 def test_a_broken_driver_is_refused_where_gpus_are_wanted(nvml: FakeNvml) -> None:
     nvml.fail_init(9)
     with pytest.raises(DeviceError) as caught:

@@ -9,7 +9,7 @@ from launcher.config import load_cluster_config
 from launcher.gpu import DriverState, Gpu, Inventory
 from launcher.imagined import imagined
 from launcher.placement import replica_specs
-from launcher.sizing import Shapes, assess, sizer
+from launcher.sizing import Shapes, assess, require_room, sizer
 from router.errors import PlacementError
 
 VICUNA = "lmsys/vicuna-7b-v1.5"
@@ -58,6 +58,27 @@ def test_a_budget_becomes_a_share_of_the_card_it_is_for(specs, budget):
 def test_shards_get_the_least_of_their_shares(specs):
     model = {"id": VICUNA, "devices": [[0, 1]], "max_memory": {0: "20GiB", 1: "12GiB"}}
     assert specs(model, "2x24GiB")[0].memory_fraction == 0.5
+
+
+def test_a_budget_for_other_gpus_only_is_refused(specs):
+    model = {"id": VICUNA, "devices": "cuda:1", "max_memory": {0: "20GiB"}}
+    found = r"found budgets for GPU 0 only, expected one for 1, which a replica of it is on"
+    with pytest.raises(PlacementError, match=rf"max_memory of {VICUNA}: {found}"):
+        specs(model, "2x24GiB")
+    assert specs(model, "2x24GiB", **{"cuda-memory-fraction": 0.4})
+
+
+def test_shares_of_one_gpu_are_at_most_all_of_it():
+    require_room([("a", ("G",), 0.5), ("b", ("G", "H"), 0.5), ("c", ("I",), 1.0)])
+    require_room([("a", (f"G{n}",), 0.9) for n in range(3)])
+    require_room([("a", ("G",), 0.7), ("b", ("G",), 0.2), ("c", ("G",), 0.1)])  # not 1.0 in binary
+    require_room([("a", ("G",), None), ("b", ("G",), 1.0)])
+    with pytest.raises(PlacementError) as caught:
+        require_room([("a", ("G", "H"), 0.9), ("b", ("H",), 0.833)])
+    assert str(caught.value) == (
+        "GPU H: found shares of 0.9 for a and 0.833 for b, expected at most 1 together; lower "
+        "their max_memory (or cuda-memory-fraction, gpu-memory-utilization)"
+    )
 
 
 def test_the_engines_own_flag_goes_before_a_budget(specs):
