@@ -193,13 +193,17 @@ async def said(fleet, words):
 async def test_a_call_that_kills_its_replica_is_refused_before_it_has_killed_all(cluster):
     """Here whoever has it is killed: to the router it looks the same."""
     body = {"inputs": "hello", "parameters": {"max_new_tokens": 2000}}
-    poison = asyncio.create_task(asyncio.to_thread(cluster.post, "/generate", body))
-    killed = []
-    async with RouterClient(StateFolder(cluster.state_dir).admin_socket) as client:
+    killed = set()
+    async with (
+        RouterClient(StateFolder(cluster.state_dir).admin_socket) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        poison = group.create_task(asyncio.to_thread(cluster.post, "/generate", body))
         while not poison.done():
             for name, replica in replica_states(await client.state()).items():
-                if replica["requests"] and (name, replica["generation"]) not in killed:
-                    killed.append((name, replica["generation"]))
+                start = name, replica["generation"]
+                if replica["requests"] and start not in killed:
+                    killed.add(start)
                     await asyncio.to_thread(cluster.container(name).kill)
             await asyncio.sleep(0.02)
     status, _, reply = await poison
