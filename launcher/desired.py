@@ -13,9 +13,11 @@ from launcher.engines import ENGINES
 from launcher.gpu import DriverState, GpuProcess, Inventory, strangers
 from launcher.gpus import GpuMonitor, read_inventory
 from launcher.placement import ReplicaSpec, replica_specs
+from launcher.replica_ids import names_given
 from launcher.runtimes.base import Handle
 from launcher.sizes import show_bytes
 from launcher.sizing import model_caches, require_room, sizer
+from launcher.state import STATUS_RECORD, StateFolder
 from router.errors import DeviceError, OperatorError
 
 _MOST_NAMED = 3
@@ -29,7 +31,8 @@ def desired(config: ClusterConfig, owned: Iterable[Handle] = ()) -> list[Replica
     """
     inventory = machine_inventory(config)
     running = {handle.replica_id: handle.devices for handle in owned if handle.devices}
-    specs = replica_specs(config, inventory, running, sizer(config, inventory))
+    size, names = sizer(config, inventory), known_names(config)
+    specs = replica_specs(config, inventory, running, size, names)
     require_room((spec.model, spec.devices, spec.memory_fraction) for spec in specs)
     return specs
 
@@ -37,11 +40,19 @@ def desired(config: ClusterConfig, owned: Iterable[Handle] = ()) -> list[Replica
 def expected(config: ClusterConfig) -> list[ReplicaSpec]:
     """The same for verbs that start nothing: as far as it can be told, and never an error."""
     try:
-        return replica_specs(config)
+        return replica_specs(config, names=known_names(config))
     except OperatorError:  # `devices: all`, which takes the machine to count
         with suppress(OperatorError):
             return desired(config)
     return []
+
+
+def known_names(config: ClusterConfig) -> dict[str, str]:
+    """What the ids of each model's replicas begin with, where the cluster is up already."""
+    record = StateFolder(config.state_dir).read_record(STATUS_RECORD) or {}
+    with suppress(KeyError, TypeError):
+        return names_given((str(one["id"]), str(one["model"])) for one in record["replicas"])
+    return {}
 
 
 def machine_inventory(config: ClusterConfig) -> Inventory | None:

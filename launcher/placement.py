@@ -7,10 +7,8 @@ addresses are no part of it. Where the machine tells no GPUs, devices stay as th
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePath
 from typing import Any
 
 from launcher.assignment import assign, wanted_models
@@ -20,8 +18,8 @@ from launcher.engines import ENGINES
 from launcher.engines.base import Mount
 from launcher.engines.flags import Arg
 from launcher.gpu import Inventory
+from launcher.replica_ids import short_names
 
-_MAX_SLUG = 40
 # What each kind of engine calls the number of requests that it works on at a time.
 _PERMIT_FLAGS = ("max-concurrent-requests", "max-num-seqs", "parallel")
 
@@ -96,26 +94,28 @@ def replica_specs(
     inventory: Inventory | None = None,
     running: Mapping[str, tuple[str, ...]] = {},
     size: Size = as_written,
+    names: Mapping[str, str] = {},
 ) -> list[ReplicaSpec]:
     """Every replica, in the config's order; ids are stable as long as models keep their names.
 
+    `names`: by model, what ids of its replicas that are there already begin with.
     `running`: by replica id, the devices of what runs, which stays there where devices are chosen.
     Raises PlacementError when the GPUs are not there, or are not enough.
     """
-    slugs = _slugs([model.served_name for model in config.models])
+    short = short_names([model.served_name for model in config.models], names)
     groups = assign(
-        wanted_models(config), inventory, [_running_of(slug, running) for slug in slugs]
+        wanted_models(config), inventory, [_running_of(name, running) for name in short]
     )
     around = _around(config.runtime)
     return [
-        _spec(f"{slug}-{position}", model, config.engine_of(model), position, devices, size, around)
-        for slug, model, given in zip(slugs, config.models, groups, strict=True)
+        _spec(f"{name}-{position}", model, config.engine_of(model), position, devices, size, around)
+        for name, model, given in zip(short, config.models, groups, strict=True)
         for position, devices in enumerate(given)
     ]
 
 
-def _running_of(slug: str, running: Mapping[str, Group]) -> list[Group | None]:
-    return [running.get(f"{slug}-{position}") for position in range(MAX_REPLICAS if running else 0)]
+def _running_of(name: str, running: Mapping[str, Group]) -> list[Group | None]:
+    return [running.get(f"{name}-{position}") for position in range(MAX_REPLICAS if running else 0)]
 
 
 def _spec(
@@ -171,27 +171,6 @@ def _fingerprint(wanted: dict[str, Any]) -> str:
     """Changes when a running replica would have to be replaced, and only then."""
     text = json.dumps(wanted, sort_keys=True, default=asdict)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _slugs(names: list[str]) -> list[str]:
-    """Short, unlike ids for models: the last part of the name, or all of it, or with a digest."""
-    if len(names) == 1:
-        return ["replica"]
-    short = [_slug(PurePath(name).name) for name in names]
-    full = [_slug(name) for name in names]
-    slugs = [s if short.count(s) == 1 else f for s, f in zip(short, full, strict=True)]
-    return [
-        slug if slugs.count(slug) == 1 else f"{slug}-{_digest(name)}"
-        for slug, name in zip(slugs, names, strict=True)
-    ]
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-.")[:_MAX_SLUG] or "model"
-
-
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:4]
 
 
 def _whole(value: Arg) -> int | None:

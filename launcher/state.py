@@ -20,8 +20,9 @@ from launcher.processes import ProcessId, identify, is_running
 from router.errors import StateError
 
 RECORD_VERSION = 1
+STATUS_RECORD = "status.json"
 # The last two are the router's: its replicas, and what an operator drained.
-_OF_A_RUN = ("status.json", "replicas.json", "replicas.part")
+_OF_A_RUN = (STATUS_RECORD, "replicas.json", "replicas.part")
 SOCKET_PATH_LIMIT_BYTES = 107  # sun_path, less its final zero
 
 _MIN_FREE_BYTES = 16 * 1024**2

@@ -23,7 +23,7 @@ from typing import Any
 
 from launcher.cluster import Cluster
 from launcher.commands.detached import owned
-from launcher.desired import gpu_notes, machine_inventory
+from launcher.desired import gpu_notes, known_names, machine_inventory
 from launcher.gpu import Inventory
 from launcher.gpus import GpuMonitor
 from launcher.imagined import imagined
@@ -60,7 +60,8 @@ def run(path: Path, *, gpu: str | None = None, as_json: bool = False) -> int:
     config = cluster.config
     inventory = imagined(gpu) if gpu else machine_inventory(config)
     running = [] if gpu else _running(cluster)
-    specs = replica_specs(config, inventory, {one.replica_id: one.devices for one in running})
+    where = {one.replica_id: one.devices for one in running}
+    specs = replica_specs(config, inventory, where, names=known_names(config))
     free_bytes = None if gpu else _free_bytes(inventory, running)
     rows = list(_rows(cluster, inventory, specs, free_bytes))
     require_room((row.spec.model, row.spec.devices, row.assessment.fraction) for row in rows)

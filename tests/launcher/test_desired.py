@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from launcher.config import ClusterConfig
 from launcher.desired import desired, expected, files_are_here, gpu_notes, machine_inventory
 from launcher.gpu import DriverState
 from launcher.placement import replica_specs
+from launcher.state import STATUS_RECORD, StateFolder
+from launcher.status import ReplicaStatus
 from router.errors import DeviceError, PlacementError
 from tests.fakes.nvml import GIB, FakeNvml
 
@@ -27,7 +29,13 @@ def nvml(tmp_path: Path) -> Iterator[FakeNvml]:
 def no_cache_of_mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DOCKER_HOST", raising=False)
-    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+    for name in (
+        "XDG_CACHE_HOME",
+        "XDG_STATE_HOME",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -63,6 +71,33 @@ def test_what_runs_stays_where_it_is(nvml: FakeNvml, make_handle) -> None:
     ]
     found = desired(config([{"id": "m", "replicas": 2}]), running)
     assert devices(found) == {"replica-0": (gpus[2].uuid,), "replica-1": (gpus[0].uuid,)}
+
+
+def record(one: ClusterConfig, *replicas: dict[str, object]) -> None:
+    """What a launcher has written last."""
+    one.state_dir.mkdir(parents=True, exist_ok=True)
+    folder = StateFolder(one.state_dir)
+    known = (asdict(ReplicaStatus(**replica)) for replica in replicas)
+    folder.write_record(STATUS_RECORD, {"replicas": list(known)})
+
+
+def test_models_keep_the_names_of_their_replicas_while_the_cluster_is_up() -> None:
+    one = config([{"id": "org/a", "replicas": 2}], "simulator")
+    two = config([{"id": "org/b"}, {"id": "org/a", "replicas": 2}], "simulator")
+    assert [spec.id for spec in desired(two)] == ["b-0", "a-0", "a-1"]
+    record(one, *({"id": spec.id, "model": spec.model} for spec in desired(one)))
+    assert [spec.id for spec in desired(two)] == ["b-0", "replica-0", "replica-1"]
+    assert [spec.id for spec in expected(two)] == ["b-0", "replica-0", "replica-1"]
+    StateFolder(one.state_dir).forget_run()  # down
+    assert [spec.id for spec in desired(two)] == ["b-0", "a-0", "a-1"]
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"version": 1}', '{"version": 1, "replicas": [3]}'])
+def test_a_broken_record_names_nothing(text: str) -> None:
+    one = config([{"id": "org/a"}], "simulator")
+    record(one)
+    (one.state_dir / STATUS_RECORD).write_text(text)
+    assert [spec.id for spec in desired(one)] == ["replica-0"]
 
 
 def test_a_lost_gpu_is_named_when_one_is_missing(nvml: FakeNvml) -> None:
