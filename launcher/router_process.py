@@ -146,6 +146,10 @@ class RouterKeeper:
         """Whether an earlier router still finishes calls. Looks through /proc."""
         return len(running_routers(self._folder)) > 1
 
+    def is_there(self) -> bool:
+        """Whether any router of this cluster runs, also one that does not answer."""
+        return bool(running_routers(self._folder))
+
     async def run(self) -> None:
         """Keep a router on the socket; returns only by cancellation."""
         while True:

@@ -227,14 +227,13 @@ class Supervisor:
             log.warning(text, replica_id, bound_s)
 
     async def _has_calls(self, replica_id: str) -> bool:
-        if not self._router.answering.is_set():
-            return False
+        """Also true as long as nobody can tell: only without a router there are none for sure."""
         if await asyncio.to_thread(self._router.is_handing_over):
             return True  # the router before this one may still have calls there
         try:
             seen = replica_states(await self._client.state()).get(replica_id)
         except RouterAway:
-            return False
+            return await asyncio.to_thread(self._router.is_there)
         return seen is not None and (seen.get("phase") != Phase.DRAINING or bool(seen["requests"]))
 
     # ---- taking down

@@ -70,6 +70,7 @@ class AdminStandIn:
     def __init__(self) -> None:
         self.pushes: list[dict[str, Any]] = []
         self.admin: dict[str, str] = {}
+        self.phases: dict[str, str] = {}
         self.requests: dict[str, int] = {}
         self.epoch = 0
         self.pid = 1
@@ -87,6 +88,7 @@ class AdminStandIn:
             {
                 "id": replica["id"],
                 "admin": self.admin.get(replica["id"], "active"),
+                "phase": self.phases.get(replica["id"], replica.get("phase")),
                 "requests": self.requests.get(replica["id"], 0),
             }
             for replica in last

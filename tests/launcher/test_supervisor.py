@@ -5,10 +5,11 @@ import errno
 import os
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
-from launcher import changes, status
+from launcher import changes, router_process, status
 from launcher.cluster import Cluster
 from launcher.crew import Crew
 from launcher.instance import Phase
@@ -173,6 +174,56 @@ async def test_what_was_checked_is_kept_though_the_file_is_saved_again_meanwhile
     assert cluster.folder.config_copy.read_text() == text
 
 
+# ---- whether a replica may be stopped
+
+
+@pytest.fixture
+def routers(supervisor, monkeypatch):
+    """How many router processes run; they answer nothing unless `admin` does."""
+    running = []
+    monkeypatch.setattr(router_process, "running_routers", lambda folder: running)
+    return running
+
+
+async def test_a_replica_is_not_stopped_while_one_router_hands_over_to_another(
+    supervisor, routers
+) -> None:
+    routers += ["the old one, which has calls", "the new one, which does not answer yet"]
+    assert await supervisor._has_calls("replica-0")
+
+
+async def test_a_router_that_does_not_answer_may_have_calls(supervisor, routers) -> None:
+    routers += ["deaf"]
+    assert await supervisor._has_calls("replica-0")
+
+
+async def test_without_any_router_there_are_no_calls(supervisor, routers) -> None:
+    assert not await supervisor._has_calls("replica-0")
+
+
+async def test_a_deaf_router_delays_a_stop_no_longer_than_the_drain_may_take(
+    supervisor, routers, caplog
+) -> None:
+    routers += ["deaf"]
+    cluster = supervisor._cluster
+    runtime = cluster.config.runtime.model_copy(update={"drain_timeout_s": 0.1})
+    config = cluster.config.model_copy(update={"runtime": runtime})
+    supervisor._cluster = replace(cluster, config=config)
+    async with asyncio.timeout(10):
+        await supervisor._drained("replica-0")
+    assert "replica-0: still has calls after runtime.drain_timeout_s (0.1 s)" in caplog.text
+
+
+async def test_a_drained_replica_without_calls_may_be_stopped(supervisor, routers, admin) -> None:
+    routers += ["answers"]
+    await supervisor._reporter.push()
+    assert await supervisor._has_calls("replica-0")  # not told to drain yet
+    admin.phases["replica-0"], admin.requests["replica-0"] = "draining", 1
+    assert await supervisor._has_calls("replica-0")
+    admin.requests["replica-0"] = 0
+    assert not await supervisor._has_calls("replica-0")
+
+
 def test_asked_twice_it_hurries(cluster) -> None:
     supervisor = Supervisor(cluster)
     supervisor.request_stop()
@@ -199,8 +250,8 @@ async def test_drains_are_in_the_launchers_log_once_each(supervisor, admin, capl
 async def test_what_adoption_stops_or_replaces_is_told(supervisor, make_spec, make_handle) -> None:
     strays = (make_handle("gone", 2), make_handle("replica-0", 1))  # the second: of an older start
     specs = [make_spec("replica-0"), make_spec("replica-1")]
-    replace = ((specs[1], make_handle("replica-1", 3)),)
-    supervisor._restore(Plan((), (), replace, strays), specs, [])
+    outdated = ((specs[1], make_handle("replica-1", 3)),)
+    supervisor._restore(Plan((), (), outdated, strays), specs, [])
     assert supervisor._reporter.snapshot().notes == (
         "replica-1: its config changed: replaced in its turn, pid 1 serves on",
         "gone: no longer in the config: stopped, pid 1",
