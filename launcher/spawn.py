@@ -7,6 +7,7 @@ and never to a pipe that we hold, its standard input is empty, and only the desc
 
 import errno
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -78,12 +79,22 @@ def _seal_descriptors(keep: Sequence[int] = ()) -> None:
                     raise
 
 
+def require_program(program: str) -> None:
+    """Raises the StartError that starting it would, where there is no such program."""
+    if shutil.which(program) is None:
+        raise _not_runnable(program, os.strerror(errno.ENOENT))
+
+
 def _start_error(program: str, log_path: Path, exc: OSError) -> StartError:
     # 1. The program is wrong: no retry helps.
     if exc.errno in {errno.ENOENT, errno.EACCES, errno.ENOEXEC} and log_path.parent.is_dir():
-        found = f"cannot run {program!r}: {exc.strerror}"
-        return StartError(
-            f"{found}; expected an executable file or a command on PATH", recoverable=False
-        )
+        return _not_runnable(program, exc.strerror)
     # 2. The machine is short of something (processes, memory, disk): later it may not be.
     return StartError(f"cannot start {program!r}: {exc.strerror}")
+
+
+def _not_runnable(program: str, why: str | None) -> StartError:
+    found = f"cannot run {program!r}: {why}"
+    return StartError(
+        f"{found}; expected an executable file or a command on PATH", recoverable=False
+    )

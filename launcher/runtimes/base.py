@@ -66,6 +66,10 @@ class Runtime(Protocol):
         Raises StartError, RuntimeAway; fetches nothing and changes nothing.
         """
 
+    async def fetch(self, spec: ReplicaSpec, say: Say) -> None:
+        """Get what a start needs beside the GPU, and refuse what it would refuse, while another
+        replica may still be there. Raises StartError, RuntimeAway; starts nothing."""
+
     async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
         """Start it and return once it runs; raises StartError. Leaves nothing behind then."""
 

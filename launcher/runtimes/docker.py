@@ -23,7 +23,12 @@ from launcher.docker.containers import Containers
 from launcher.docker.engine import DockerEngine
 from launcher.docker.events import Events
 from launcher.docker.folders import require_folders
-from launcher.docker.gpu_injection import facts_of, injection_of, require_api_version
+from launcher.docker.gpu_injection import (
+    EngineFacts,
+    facts_of,
+    injection_of,
+    require_api_version,
+)
 from launcher.docker.labels import (
     CLUSTER,
     DEVICES,
@@ -123,6 +128,10 @@ class DockerRuntime:
             require_possible(mounts, docker)
             require_folders([m for m in mounts if m.source == str(cache)], cache, None)
 
+    async def fetch(self, spec: ReplicaSpec, say: Say) -> None:
+        with _translating(spec.id):
+            await self._fetch(spec, say)
+
     async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
         self._starting.add(spec.id)
         try:
@@ -212,10 +221,7 @@ class DockerRuntime:
     # ---- starting
 
     async def _start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
-        command = self._command(spec)
-        require_folders(command.mounts, self._docker.cache_dir, self._engine.socket_path)
-        await self._pulls.ensure(command.image, self._docker.pull, say)
-        facts = facts_of(await self._engine.look(lambda api: api.info()))
+        command, facts = await self._fetch(spec, say)
         await self._clear_name(spec.id)
         self._logs.begin(spec.id)
         taken: set[int] = set()
@@ -234,6 +240,16 @@ class DockerRuntime:
                     raise
                 taken.add(place.port)
         raise StartError(f"{spec.id}: {_PORT_TRIES} ports in a row were taken on {place.host}")
+
+    async def _fetch(self, spec: ReplicaSpec, say: Say) -> tuple[ContainerCommand, EngineFacts]:
+        """Its image is here then, and so is all that it mounts."""
+        command = self._command(spec)
+        require_possible(command.mounts, self._docker)
+        require_folders(command.mounts, self._docker.cache_dir, self._engine.socket_path)
+        await self._pulls.ensure(command.image, self._docker.pull, say)
+        facts = facts_of(await self._engine.look(lambda api: api.info()))
+        injection_of(self._docker.gpu_injection, spec.devices, facts)
+        return command, facts
 
     async def _run(self, container: Container, handle: Handle) -> Handle:
         oom_kills = exits.oom_kills()

@@ -24,7 +24,7 @@ from launcher.placement import ReplicaSpec
 from launcher.processes import Marks, ProcessId
 from launcher.runtimes.base import Exit, Handle, Say
 from launcher.runtimes.records import Records
-from launcher.spawn import spawn
+from launcher.spawn import require_program, spawn
 from launcher.state import StateFolder
 from router.errors import StartError, StateError, StopError
 
@@ -61,6 +61,10 @@ class ProcessRuntime:
         self, specs: Sequence[ReplicaSpec], say: Say, config: ClusterConfig | None = None
     ) -> None:
         """Nothing to do: this machine answers, and the lock on the state folder says whose."""
+
+    async def fetch(self, spec: ReplicaSpec, say: Say) -> None:
+        """The program is here; which port it will get does not matter to that."""
+        require_program(self._command_of(spec, self._first_port, self._host).argv[0])
 
     async def start(self, spec: ReplicaSpec, generation: int, say: Say) -> Handle:
         with ports.choosing():

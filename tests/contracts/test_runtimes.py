@@ -131,6 +131,24 @@ async def runtime(make: Make, tmp_path: Path) -> Runtime:
     return make(tmp_path / "state")
 
 
+@pytest.fixture
+def lacking(monkeypatch: pytest.MonkeyPatch) -> Callable[[Runtime], None]:
+    """From now on starts want a program, or an image, that is not here."""
+
+    def process(spec: ReplicaSpec, port: int, host: str) -> Command:
+        return Command(("no-such-thing",), {}, "/health", 10.0)
+
+    def docker(spec: ReplicaSpec, cache_dir: str) -> ContainerCommand:
+        image = "127.0.0.1:9/no-such-thing:1"  # nothing is asked outside this machine
+        return ContainerCommand(image, (), {}, 80, (), None, "/health", 10.0)
+
+    def apply(runtime: Runtime) -> None:
+        command_of = docker if runtime.name == "docker" else process
+        monkeypatch.setattr(runtime, "_command_of", command_of)
+
+    return apply
+
+
 async def up(runtime: Runtime, handle: Handle) -> list[str]:
     """The log up to and including `up`."""
     async with asyncio.timeout(10):
@@ -174,6 +192,28 @@ async def test_preparing_starts_nothing_and_may_be_repeated(runtime: Runtime) ->
     for _ in range(2):
         await runtime.prepare([spec_of(SLEEP)], quiet)
     assert await runtime.owned() == []
+
+
+async def test_fetching_starts_nothing_touches_nothing_and_may_be_repeated(
+    runtime: Runtime,
+) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
+    for _ in range(2):
+        await runtime.fetch(spec_of(SLEEP, fingerprint="f2"), quiet)
+        await runtime.fetch(spec_of(SLEEP, "replica-1"), quiet)
+    assert await runtime.owned() == [handle]
+    assert await runtime.poll(handle) is None
+    assert runtime.last_generation("replica-0") == 1
+
+
+async def test_what_a_start_would_lack_is_told_while_another_runs(
+    runtime: Runtime, lacking: Callable[[Runtime], None]
+) -> None:
+    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
+    lacking(runtime)
+    with pytest.raises(StartError, match="no-such-thing"):
+        await runtime.fetch(spec_of(SLEEP, fingerprint="f2"), quiet)
+    assert await runtime.owned() == [handle]
 
 
 async def test_start_returns_a_handle_of_a_running_replica(runtime: Runtime) -> None:
