@@ -51,6 +51,14 @@ class RouterView:
     history: History = field(default_factory=History)
 
 
+@dataclass(frozen=True, slots=True)
+class _Next:
+    """What a change to the router takes. `listener` is None where the socket stays."""
+
+    config: ClusterConfig
+    listener: socket.socket | None
+
+
 class RouterKeeper:
     """`open` first, then `run`; `stop` after `run` was cancelled."""
 
@@ -69,7 +77,7 @@ class RouterKeeper:
         self._changed = changed
         self._children = exits.Children()
         self._listener: socket.socket | None = None
-        self._next: tuple[ClusterConfig, socket.socket | None] | None = None
+        self._next: _Next | None = None
         self._outdated: list[processes.Found] = []  # serve on until their successor does
         self._drain_s = config.router.timeouts.drain_s
         self._hang_look_s = _HANG_LOOK_S
@@ -109,28 +117,35 @@ class RouterKeeper:
     def prepare_change(self, config: ClusterConfig) -> bool:
         """Get ready to follow a changed config; whether that takes a new router.
 
-        Raises StartError when its new address cannot be had; nothing has changed then.
+        Nothing has changed until `change`; `drop_change` lets go of what was got ready. Raises
+        StartError when the new address cannot be had.
         """
-        self._next = None
+        self.drop_change()
         if fingerprint_of(config) == fingerprint_of(self._config):
-            self._config = config
             return False
         host, port = config.router.host, config.router.port
         stays = self._listener is not None and listener.is_at(self._listener, host, port)
-        self._next = (config, None if stays else listener.bind(host, port))
+        self._next = _Next(config, None if stays else listener.bind(host, port))
         return True
+
+    def drop_change(self) -> None:
+        """The change is refused, or made."""
+        if self._next is not None and self._next.listener is not None:
+            self._next.listener.close()
+        self._next = None
 
     def change(self) -> None:
         """Put a new router on the socket; the old one finishes its calls once that answers.
 
-        To be called between a `run` that was cancelled and the next one.
+        To be called between a `run` that was cancelled and the next one. Does not fail: a router
+        that cannot be started is one that `run` starts again.
         """
         assert self._next is not None, "prepare_change() comes first"
-        self._config, new_listener = self._next
-        self._next = None
-        if new_listener is not None:
+        prepared, self._next = self._next, None
+        self._config = prepared.config
+        if prepared.listener is not None:
             self.close()
-            self._listener = new_listener
+            self._listener = prepared.listener
         self._drain_s = self._config.router.timeouts.drain_s
         running = running_routers(self._folder)
         self.answering.clear()

@@ -10,6 +10,7 @@ next one adopts what runs.
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import aiohttp
 
@@ -37,6 +38,15 @@ log = logging.getLogger("launcher")
 _DRAIN_LOOK_S = 0.05
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A config that was found possible on this machine, and what it makes there."""
+
+    cluster: Cluster
+    specs: list[ReplicaSpec]
+    notes: tuple[str, ...]
+
+
 class Supervisor:
     """Runs one cluster until it is asked to stop. The caller holds the cluster's lock."""
 
@@ -47,6 +57,7 @@ class Supervisor:
         self._runtime = make_runtime(cluster)
         self._client = RouterClient(cluster.folder.admin_socket)
         self._router = RouterKeeper(cluster.folder, cluster.config, self._client, self._changed)
+        self._router_task: asyncio.Task[None] | None = None
         self._crew: Crew | None = None
         self._stop = asyncio.Event()
         self._stop_at_once = asyncio.Event()
@@ -139,15 +150,15 @@ class Supervisor:
         assert self._crew is not None
         async with asyncio.TaskGroup() as group:
             self._crew.begin(group, plan)
-            router = group.create_task(self._router.run())
+            self._router_task = group.create_task(self._router.run())
             tell = group.create_task(self._reporter.run())
             watch = group.create_task(GpuWatch(self._on_gpu_event).run())
             while not self._stop.is_set():
                 await first_of(_set(self._stop), _set(self._change))
                 if self._change.is_set() and not self._stop.is_set():
                     self._change.clear()
-                    router = await self._follow_change(group, router)
-            for task in (router, tell, watch):
+                    await self._follow_change(group)
+            for task in (self._router_task, tell, watch):
                 task.cancel()
             self._crew.dismiss()
 
@@ -166,54 +177,79 @@ class Supervisor:
 
     # ---- following a changed config
 
-    async def _follow_change(
-        self, group: asyncio.TaskGroup, router: "asyncio.Task[None]"
-    ) -> "asyncio.Task[None]":
+    async def _follow_change(self, group: asyncio.TaskGroup) -> None:
         """Whatever is refused leaves everything as it was, and is told to who asked."""
         try:
             request = changes.read(self._cluster.folder)
         except OperatorError as exc:
             log.error("config: not read again: %s", exc)
-            return router
+            return
         if request is None:
-            return router
+            return
         error = ""
         try:
-            router = await self._change_to(request, group, router)
-            log.info("config: read again from %s", request.path)
+            wanted = await self._check(request)
+            takes_new_router = self._get_ready(wanted.cluster)
         except OperatorError as exc:
             log.error("config: not followed: %s", exc)
-            error = str(exc)
+            error = f"{exc}\nnothing was changed"
         except Exception as exc:  # a bug here must not end what serves
             log.exception("config: not followed")
-            error = f"a bug in the launcher: {exc!r} (see its log)"
+            error = f"a bug in the launcher: {exc!r} (see its log)\nnothing was changed"
+        else:
+            error = await self._change_to(wanted, group, takes_new_router=takes_new_router)
         self._beginning.change_id, self._beginning.change_error = request.id, error
         self._changed()
-        return router
 
-    async def _change_to(
-        self, request: ChangeRequest, group: asyncio.TaskGroup, router: "asyncio.Task[None]"
-    ) -> "asyncio.Task[None]":
+    async def _check(self, request: ChangeRequest) -> _Wanted:
+        """All that may refuse it. Nothing is changed here."""
         assert self._crew is not None
         cluster = Cluster.load(request.path)
         changes.require_possible(self._cluster, cluster)
         handles = self._crew.handles
         specs = await asyncio.to_thread(desired, cluster.config, handles)
-        self._runtime.use(cluster.config)
-        await self._runtime.prepare(specs, log.info)
-        strangers = await asyncio.to_thread(gpu_notes, cluster.config, specs, handles)
-        opened = self._router.prepare_change(cluster.config)
-        self._cluster = cluster
-        self._reporter.follow(cluster)
-        _keep_config(cluster)
-        self._beginning.notes = tuple(strangers)
-        if opened:
-            router.cancel()
-            await asyncio.wait([router])
+        await self._runtime.prepare(specs, log.info, cluster.config)
+        notes = await asyncio.to_thread(gpu_notes, cluster.config, specs, handles)
+        return _Wanted(cluster, specs, tuple(notes))
+
+    def _get_ready(self, cluster: Cluster) -> bool:
+        """What may fail still, the last of it on disk; whether there will be a new router."""
+        takes_new_router = self._router.prepare_change(cluster.config)
+        try:
+            _keep_config(cluster)
+        except BaseException:
+            self._router.drop_change()
+            raise
+        return takes_new_router
+
+    async def _change_to(
+        self, wanted: _Wanted, group: asyncio.TaskGroup, *, takes_new_router: bool
+    ) -> str:
+        """Nothing here fails but for a bug, which is told: it takes no other part with it."""
+        assert self._crew is not None
+        config = wanted.cluster.config
+        self._cluster = wanted.cluster
+        self._runtime.use(config)
+        self._reporter.follow(wanted.cluster)
+        self._beginning.notes = wanted.notes
+        try:
+            if takes_new_router:
+                await self._exchange_router(group)
+            await self._crew.change(wanted.specs, config.runtime)
+        except Exception as exc:  # a bug here must not end what serves
+            log.exception("config: followed in part")
+            return f"a bug in the launcher: {exc!r} (see its log); the config is followed in part"
+        log.info("config: read again from %s", wanted.cluster.path)
+        return ""
+
+    async def _exchange_router(self, group: asyncio.TaskGroup) -> None:
+        assert self._router_task is not None
+        self._router_task.cancel()
+        await asyncio.wait([self._router_task])
+        try:
             self._router.change()
-            router = group.create_task(self._router.run())
-        await self._crew.change(specs, cluster.config.runtime)
-        return router
+        finally:  # whatever happened, one is looked after
+            self._router_task = group.create_task(self._router.run())
 
     async def _drained(self, replica_id: str) -> None:
         """Until the router knows that it leaves and has no call of it; bounded."""

@@ -99,7 +99,7 @@ def _watch(cluster: Cluster, launcher: ProcessId, request: ChangeRequest) -> int
         status = recorded(cluster)
         if status is not None and status.change_id == request.id:
             if status.change_error:
-                raise StartError(f"{status.change_error}\nnothing was changed")
+                raise StartError(status.change_error)
             for line in view.transitions(last, status, command=cluster.command):
                 print(line, flush=True)
                 said_s = time.monotonic()

@@ -187,6 +187,36 @@ async def test_a_deaf_router_is_ended_and_its_port_taken_again(make, config, mon
         assert second.view.process != first.view.process
 
 
+async def test_a_change_that_is_only_prepared_changes_nothing(make, config) -> None:
+    keeper = make(config)
+    await keeper.open()
+    endpoint = keeper.endpoint
+    router = config.router.model_copy(update={"host": "127.0.0.2"})
+    changed = config.model_copy(update={"router": router})
+    assert keeper.prepare_change(changed)
+    opened = keeper._next.listener
+    assert opened.fileno() != -1
+    keeper.drop_change()
+    assert opened.fileno() == -1
+    assert keeper.endpoint == endpoint
+    async with Run(keeper):
+        first = keeper.view.process
+        os.kill(first.pid, signal.SIGKILL)
+        await next_answer(keeper)
+        (found,) = running_routers(keeper._folder)
+        assert found.marks.fingerprint == fingerprint_of(config)
+
+
+async def test_of_two_changes_that_are_prepared_the_first_lets_go(make, config) -> None:
+    keeper = make(config)
+    await keeper.open()
+    router = config.router.model_copy(update={"host": "127.0.0.2"})
+    assert keeper.prepare_change(config.model_copy(update={"router": router}))
+    opened = keeper._next.listener
+    assert not keeper.prepare_change(config)
+    assert opened.fileno() == -1
+
+
 async def test_stop_lets_it_end_by_itself(make, config, folder) -> None:
     keeper = make(config)
     await keeper.open()

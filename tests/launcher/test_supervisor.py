@@ -8,14 +8,17 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from launcher import changes, router_process, status
+from launcher import supervisor as supervising
 from launcher.cluster import Cluster
 from launcher.crew import Crew
 from launcher.instance import Phase
 from launcher.placement import replica_specs
 from launcher.plan import Plan
 from launcher.supervisor import Supervisor
+from router.errors import StartError, StateError
 
 NOTHING = Plan((), (), (), ())
 
@@ -79,8 +82,21 @@ async def keeping(cluster):
     supervisor._router.run = supervisor._reporter.run = for_ever
     async with asyncio.timeout(10), supervisor._client, asyncio.TaskGroup() as group:
         group.create_task(supervisor._keep_all(NOTHING))
+        await asyncio.sleep(0)  # it has begun
         yield supervisor
         supervisor.request_stop()
+
+
+async def asked(supervisor, **sections) -> str:
+    """Asked to follow its config with these sections instead: why that was refused, or ""."""
+    cluster = supervisor._cluster
+    config = yaml.safe_load(cluster.path.read_text())
+    for name, section in sections.items():
+        config[name] = config[name] | section
+    cluster.path.write_text(yaml.safe_dump(config))
+    request = changes.ask(cluster.folder, cluster.path)
+    supervisor.request_change()
+    return await answered(supervisor, request)
 
 
 async def answered(supervisor, request) -> str:
@@ -172,6 +188,62 @@ async def test_what_was_checked_is_kept_though_the_file_is_saved_again_meanwhile
         assert await answered(supervisor, request) == ""
         assert supervisor._crew.followed == [["replica-0", "replica-1", "replica-2"]]
     assert cluster.folder.config_copy.read_text() == text
+
+
+async def refuse(*args) -> None:
+    raise StartError("the Docker Engine does not answer")
+
+
+async def test_a_change_that_the_runtime_refuses_leaves_all_as_it_was(cluster) -> None:
+    async with keeping(cluster) as supervisor:
+        supervisor._runtime.prepare = refuse
+        error = await asked(supervisor, runtime={"first_port": 45678}, router={"port": 0})
+        assert error == "the Docker Engine does not answer\nnothing was changed"
+        assert supervisor._crew.followed == []
+        assert supervisor._cluster is cluster
+        assert vars(supervisor._runtime)["_first_port"] == cluster.config.runtime.first_port
+    assert not cluster.folder.config_copy.exists()
+
+
+async def test_a_change_that_the_disk_refuses_leaves_all_as_it_was(cluster, monkeypatch) -> None:
+    def no_space(cluster) -> None:
+        raise StateError("No space left on device")
+
+    monkeypatch.setattr(supervising, "_keep_config", no_space)
+    async with keeping(cluster) as supervisor:
+        opened = []
+        real = supervisor._router.prepare_change
+
+        def prepare(config) -> bool:
+            takes_new = real(config)
+            opened.append(supervisor._router._next.listener)
+            return takes_new
+
+        supervisor._router.prepare_change = prepare
+        error = await asked(
+            supervisor, runtime={"first_port": 45678}, router={"queue": {"timeout_s": 33}}
+        )
+        assert error == "No space left on device\nnothing was changed"
+        assert [socket.fileno() for socket in opened] == [-1]  # closed again
+        assert supervisor._cluster is cluster
+        assert vars(supervisor._runtime)["_first_port"] == cluster.config.runtime.first_port
+
+
+async def test_a_bug_on_the_way_is_told_and_the_stop_still_ends_it(cluster, monkeypatch) -> None:
+    async def broken(specs, runtime) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(router_process, "running_routers", lambda folder: [])
+    monkeypatch.setattr(router_process.RouterKeeper, "_start", lambda keeper: None)
+    async with keeping(cluster) as supervisor:
+        supervisor._crew.change = broken
+        first = supervisor._router_task
+        error = await asked(supervisor, router={"queue": {"timeout_s": 33}})
+        assert "ZeroDivisionError('a bug')" in error
+        assert "nothing was changed" not in error
+        assert first.cancelled()
+    assert supervisor._router_task.cancelled()  # the one after it, too
+    supervisor._router.close()
 
 
 # ---- whether a replica may be stopped
