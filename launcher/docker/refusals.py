@@ -98,6 +98,19 @@ _START = (
         "another container has that name: `docker rm -f` removes it",
     ),
     _Rule("no such image", "the image is not on this Docker Engine: `docker pull` gets it"),
+    # Before what the image lacks: these are this machine's, and away while they are upgraded.
+    _Rule(
+        r'exec: "?(/\S*/)?(containerd-shim|runc\b|crun\b|youki\b|nvidia-c)',
+        "a program that the Docker Engine starts containers with is missing on this machine: while "
+        "Docker or the NVIDIA Container Toolkit is upgraded that is so for a moment",
+        is_slow=False,
+    ),
+    _Rule(
+        'error mounting "?/dev/|error gathering device information',
+        "a device of this machine cannot be given to it: does `nvidia-smi` work here? A driver "
+        "that is loaded anew brings its devices back",
+        is_slow=False,
+    ),
     _Rule(
         "not a directory|mount a directory onto a file",
         "a folder can only be mounted on a folder, a file on a file: see engine.volumes",
@@ -125,7 +138,7 @@ _PULL = (
         "the registry has no such repository, or only shows it after `docker login`",
     ),
     _Rule(
-        "manifest unknown|manifest for .* not found|not found",
+        r"manifest unknown|manifest for .* not found|failed to resolve reference (\S+: )+not found",
         "the registry has no such tag: see engine.version and engine.image",
         recoverable=False,
     ),
@@ -146,6 +159,8 @@ _PULL = (
         "`docker load` also bring an image here",
         is_slow=False,
     ),
+    # Last: a layer that a registry lacks for a moment, or that two pulls got into disorder.
+    _Rule("not found", "a part of the image is not where it should be", is_slow=False),
 )
 
 

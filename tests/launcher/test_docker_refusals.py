@@ -16,6 +16,7 @@ HOOK = (
     "process caused: process_linux.go:545: container init caused: Running hook #0:: error running "
     "hook: exit status 1, stdout: , stderr: nvidia-container-cli: "
 )
+SHIM = "failed to create task for container: failed to start shim: start failed: "
 
 
 @pytest.mark.parametrize(
@@ -77,6 +78,36 @@ HOOK = (
             True,
             True,
         ),
+        (SHIM + 'exec: "containerd-shim-runc-v2": executable file not found', "upgraded", 1, 0),
+        (SHIM + 'exec: "runc": executable file not found in $PATH: unknown', "upgraded", 1, 0),
+        (SHIM + "fork/exec /usr/bin/nvidia-cdi-hook: no such file or directory", "says", 1, 0),
+        (
+            "unable to retrieve OCI runtime error (open /run/log.json: no such file or directory): "
+            'exec: "nvidia-container-runtime": executable file not found in $PATH: unknown',
+            "upgraded",
+            True,
+            False,
+        ),
+        (
+            'error mounting "/dev/nvidia0" to rootfs at "/dev/nvidia0": not a directory: unknown',
+            "nvidia-smi",
+            True,
+            False,
+        ),
+        (
+            'error gathering device information while adding custom device "/dev/nvidia-uvm": no '
+            "such file or directory",
+            "nvidia-smi",
+            True,
+            False,
+        ),
+        (
+            SHIM + 'error mounting "/srv/x" to rootfs at "/model": not a directory: unknown',
+            "engine.volumes",
+            False,
+            False,
+        ),
+        (SHIM + 'exec: "runcible": executable file not found in $PATH', "right version", 0, 0),
         ("something nobody has seen before", "the Docker Engine says", True, False),
     ],
 )
@@ -84,7 +115,7 @@ def test_starts_that_are_refused(text, advice, recoverable, is_slow):
     error = start_error(Refused(500, text), "replica-0")
     assert str(error).startswith("replica-0: ")
     assert advice in str(error)
-    assert (error.recoverable, error.is_slow) == (recoverable, is_slow)
+    assert (error.recoverable, error.is_slow) == (bool(recoverable), bool(is_slow))
 
 
 def test_a_hooks_own_words_are_quoted_without_the_layers_before_them():
@@ -104,6 +135,23 @@ def test_a_long_story_is_cut():
     [
         ("manifest for a/b:9 not found: manifest unknown: manifest unknown", "no such tag", 0, 0),
         ("manifest unknown", "no such tag", False, False),
+        ('failed to resolve reference "ghcr.io/a/b:9": ghcr.io/a/b:9: not found', "tag", 0, 0),
+        (
+            "failed to copy: httpReadSeeker: failed open: could not fetch content descriptor "
+            "sha256:12ab (application/vnd.oci.image.layer.v1.tar+gzip) from remote: not found",
+            "a part of the image",
+            True,
+            False,
+        ),
+        (
+            'failed to prepare extraction snapshot "extract-123": parent snapshot sha256:ab does '
+            "not exist: not found",
+            "a part of the image",
+            True,
+            False,
+        ),
+        ("content digest sha256:abcd: not found", "a part of the image", True, False),
+        ("failed to register layer: open /x/y: file not found", "a part of the image", 1, 0),
         (
             "pull access denied for a/b, repository does not exist or may require 'docker login': "
             "denied: requested access to the resource is denied",
