@@ -28,10 +28,16 @@ def require_no_other_home(listed: Iterable[Mapping[str, Any]], marks: Mapping[st
     foreign = [one for one in listed if one["Labels"].get(HOME) != marks[HOME]]
     if not foreign:
         return
-    names = " ".join(one["Names"][0].removeprefix("/") for one in foreign)
+    names = " ".join(map(_name_of, foreign))
     raise StartError(
         f"cluster {marks[CLUSTER]} on this Docker Engine is run from the state folder "
         f"{foreign[0]['Labels'].get(HOME)}, not from {marks[HOME]}: give this one another name "
         f"(cluster: ...); if that folder is gone, `docker rm -f {names}` ends what is left",
         recoverable=False,
     )
+
+
+def _name_of(listed: Mapping[str, Any]) -> str:
+    """One that is being removed has no names any more, then only its id."""
+    names = listed.get("Names") or [listed["Id"][:12]]
+    return str(names[0]).removeprefix("/")
