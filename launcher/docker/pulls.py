@@ -86,8 +86,8 @@ class Pulls:
         def each(event: Mapping[str, Any]) -> None:
             nonlocal said, said_s
             # Its own words for a failure after the reply has begun; nothing else says it.
-            if problem := event.get("error"):
-                raise Refused(500, str((event.get("errorDetail") or {}).get("message", problem)))
+            if problem := _problem_of(event):
+                raise Refused(500, problem)
             progress.feed(event)
             if progress.text != said and time.monotonic() - said_s >= _SAY_EVERY_S:
                 said, said_s = progress.text, time.monotonic()
@@ -102,6 +102,12 @@ class Pulls:
     def _say(self, image: str, text: str) -> None:
         for say in self._listeners.get(image, ()):
             say(text)
+
+
+def _problem_of(event: Mapping[str, Any]) -> str:
+    """ "" for what is none. Engines are about to say it in the detail only."""
+    detail = event.get("errorDetail") or {}
+    return str(detail.get("message") or event.get("error") or detail or "")
 
 
 @dataclass(slots=True)

@@ -146,10 +146,17 @@ async def test_always_pulls_once_in_a_launchers_life(registry):
     assert registry.pulled == ["pull a"]
 
 
-async def test_a_failure_inside_the_reply_is_one(registry):
-    registry.events = [
-        {"errorDetail": {"message": "manifest unknown"}, "error": "manifest unknown"}
-    ]
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"errorDetail": {"message": "manifest unknown"}, "error": "manifest unknown"},
+        {"errorDetail": {"message": "manifest unknown"}},
+        {"error": "manifest unknown"},
+        {"errorDetail": {"code": "manifest unknown"}},
+    ],
+)
+async def test_a_failure_inside_the_reply_is_one(registry, event):
+    registry.events = [event]
     with pytest.raises(StartError, match="no such tag"):
         await Pulls(registry.engine).ensure("a", "missing", print)
 
