@@ -40,6 +40,7 @@ class DockerEngine:
     def __init__(self, url: str | None, environ: Mapping[str, str] = os.environ) -> None:
         self.url = url or environ.get("DOCKER_HOST") or f"unix://{_usual_socket(environ)}"
         self._environ = environ
+        self._was_reached = False
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="docker")
         self._clients: dict[float, APIClient] = {}
         # One for each kind of call: who only looks must not wait for who may wait long.
@@ -105,7 +106,7 @@ class DockerEngine:
             status = exc.response.status_code if exc.response is not None else 500
             return kind(status, str(exc.explanation or exc))
         if isinstance(exc, DockerException | RequestException | HTTPError | OSError):
-            return not_answering(str(exc), self.url)
+            return not_answering(str(exc), self.url, was_reached=self._was_reached)
         return exc
 
     async def aclose(self) -> None:
@@ -133,6 +134,7 @@ class DockerEngine:
             with socket.socket(socket.AF_UNIX) as door:
                 door.settimeout(_LOOK_TIMEOUT_S)
                 door.connect(self.socket_path)
+            self._was_reached = True
 
     def _client(self, timeout_s: float) -> "APIClient":
         with self._connecting[timeout_s]:

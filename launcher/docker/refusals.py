@@ -179,15 +179,20 @@ def is_port_taken(refused: Refused) -> bool:
     return "port is already allocated" in words or "address already in use" in words
 
 
-def not_answering(words: str, where: str) -> OperatorError:
-    """What keeps the engine at `where` from being asked, from a foreign error's words."""
+def not_answering(words: str, where: str, *, was_reached: bool = False) -> OperatorError:
+    """What keeps the engine at `where` from being asked, from a foreign error's words.
+
+    `was_reached`: it has answered before, so that what is forbidden now may be allowed again, as
+    when Docker is upgraded and its socket made anew.
+    """
     lower = words.lower()
     # 1. Nothing will change by trying again.
     if "permission denied" in lower:
         return StartError(
             f"{where}: permission denied; expected to be allowed to use the Docker Engine: "
             "`sudo usermod -aG docker $USER` and log in again, or run the launcher with sudo",
-            recoverable=False,
+            recoverable=was_reached,
+            is_slow=was_reached,
         )
     if "invalid bind address" in lower or "paramiko" in lower or "no longer supported" in lower:
         return StartError(f"runtime.docker.url: {where}: {_short(words)}", recoverable=False)

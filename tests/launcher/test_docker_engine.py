@@ -1,6 +1,7 @@
 """Where the Docker Engine is looked for, and that no thread of ours keeps anybody waiting."""
 
 import asyncio
+import socket
 import threading
 
 import pytest
@@ -137,6 +138,20 @@ def test_a_dead_network_is_an_engine_that_is_away():
     for exc in (RequestsConnectionError("reset"), OSError(32, "Broken pipe"), DockerException("x")):
         assert isinstance(engine.translated(exc), RuntimeAway)
     assert isinstance(engine.translated(PermissionError(13, "Permission denied")), StartError)
+
+
+def test_a_socket_that_was_open_to_us_once_may_be_so_again(tmp_path):
+    engine = DockerEngine(f"unix://{tmp_path}/docker.sock", {})
+    denied = PermissionError(13, "Permission denied")
+    first = engine.translated(denied)
+    assert (first.recoverable, first.is_slow) == (False, False)
+    with socket.socket(socket.AF_UNIX) as door:
+        door.bind(engine.socket_path)
+        door.listen()
+        with pytest.raises(RuntimeAway):  # nobody speaks, but the door was open
+            engine.connect(1)
+    later = engine.translated(denied)
+    assert (later.recoverable, later.is_slow) == (True, True)
 
 
 async def test_a_long_reply_that_cannot_begin_is_an_error_not_a_hang():
