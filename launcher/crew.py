@@ -17,11 +17,13 @@ import aiohttp
 from launcher.config import RuntimeConfig
 from launcher.engines import ENGINES
 from launcher.instance import Instance, Phase
-from launcher.keeper import Drained, ReplicaKeeper, Rules, Surroundings
+from launcher.keeper import ReplicaKeeper
 from launcher.placement import ReplicaSpec
 from launcher.plan import Plan
 from launcher.restarts import RestartPolicy
 from launcher.runtimes.base import Handle, Runtime
+from launcher.stopping import until_stopped
+from launcher.surroundings import Drained, Rules, Surroundings
 from launcher.turns import LoadGate, ReplaceTurn
 from router.errors import OperatorError
 
@@ -58,6 +60,14 @@ class _Leaving:
 
     devices: frozenset[str]
     keeper: ReplicaKeeper | None = None  # None: of no keeper, an earlier launcher started it
+    resistance: str = ""  # why that stray could not be stopped
+
+    @property
+    def why_not(self) -> str:
+        """Why it is still there, though it has been asked to end."""
+        if self.keeper is not None and self.keeper.instance.resists:
+            return f"{self.keeper.spec.id} {self.keeper.instance.reason}"
+        return self.resistance
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,12 +148,11 @@ class Crew:
             self._spawn(self._stop_stray(stray, leaving))
         adopt = {spec.id: handle for spec, handle in plan.adopt}
         outdated = {spec.id: handle for spec, handle in plan.replace}
-        self._set_to_work(
-            [
-                _Succession(kept, adopt.get(name), outdated.get(name), is_out=True)
-                for name, kept in self._kept.items()
-            ]
-        )
+        heirs = [
+            _Succession(kept, adopt.get(name), outdated.get(name), is_out=True)
+            for name, kept in self._kept.items()
+        ]
+        self._set_to_work(list(self._out_of_circles(heirs)))
 
     async def change(self, specs: Sequence[ReplicaSpec], runtime: RuntimeConfig) -> None:
         """Follow a new config: what it does not change goes on undisturbed."""
@@ -162,6 +171,10 @@ class Crew:
         self._kept = new
         for name in same:
             _update(new[name].keeper, wanted[name])
+            new[name].keeper.try_now()
+        for leaving in self._leaving:
+            if leaving.keeper:
+                leaving.keeper.try_now()
         for name, kept in before.items():
             if name not in wanted:
                 self._retire(kept.keeper)
@@ -183,14 +196,23 @@ class Crew:
                     group.create_task(self._stop_loading(kept.keeper.instance))
 
     async def _stop_loading(self, instance: Instance) -> None:
-        if instance.handle is not None:
-            await self._stop_quietly(instance.handle, 0.0)
+        if instance.handle is None:
+            return
+        try:
+            await self._runtime.stop(instance.handle, 0.0)
+        except OperatorError as exc:
+            log.error("%s", exc)
+            instance.resists = True
+        else:
             instance.handle = None
 
     def _succession(self, old: _Kept | None, kept: _Kept) -> _Succession:
         """A keeper with a new spec takes over what the old one had running."""
         if old is None:
             return _Succession(kept)
+        if old.keeper.instance.resists:  # nobody may go on with it, or start beside it
+            self._retire(old.keeper)
+            return _Succession(kept, is_out=True)
         kept.keeper.instance.take_over(old.keeper.instance)
         handle = kept.keeper.instance.handle
         is_same = handle is not None and handle.fingerprint == kept.keeper.spec.fingerprint
@@ -200,8 +222,9 @@ class Crew:
 
     def _out_of_circles(self, heirs: Sequence[_Succession]) -> Iterator[_Succession]:
         """Replicas that change places on the same GPUs would wait for each other: all of these
-        leave first, and start anew then."""
-        stuck = _circle([heir.kept for heir in heirs])
+        leave first, and start anew then. Those that already wait for a GPU are part of a circle,
+        too; it is enough that the heirs in it leave."""
+        stuck = _circle(list(self._kept.values()))
         for heir in heirs:
             if heir.outdated is None or heir.kept not in stuck:
                 yield heir
@@ -217,30 +240,39 @@ class Crew:
             if heir.is_out and heir.outdated is None and not self._is_blocked(keeper):
                 heir.kept.turn.join(keeper)
         for heir in heirs:
+            keeper = heir.kept.keeper
             if heir.outdated is not None:  # it serves meanwhile, also where it waits for a GPU
-                instance, reason = heir.kept.keeper.instance, "runs with an older config"
+                instance, reason = keeper.instance, "runs with an older config"
                 instance.move(Phase.READY, f"{reason}; to be replaced", time.monotonic())
                 shown = (instance.replica_id, instance.generation, reason)
                 log.info("%s generation=%d: %s; to be replaced", *shown)
-            work = self._work(heir.kept.keeper, heir.adopted, heir.outdated)
-            heir.kept.task = self._spawn(work)
+            heir.kept.task = self._spawn(keeper.run(heir.adopted, heir.outdated))
 
-    async def _work(
-        self, keeper: ReplicaKeeper, adopted: Handle | None, outdated: Handle | None
-    ) -> None:
-        if adopted is None and self._is_blocked(keeper):
-            keeper.instance.reason = "waits until its GPU is free"
-            while self._is_blocked(keeper):
-                await self._moved.wait()
-        await keeper.run(adopted=adopted, outdated=outdated)
+    async def _free(self, keeper: ReplicaKeeper) -> None:
+        """Until what will go is gone. Nobody waits meanwhile for a turn that `keeper` holds."""
+        if not self._is_blocked(keeper):
+            return
+        self._turn(keeper.spec).give_back(keeper)
+        before = keeper.instance.history
+        while self._is_blocked(keeper):
+            why = next((one.why_not for one in self._in_the_way(keeper) if one.why_not), "")
+            what = "waits until its GPU is free"
+            keeper.wait_for(f"{what}: {why}" if why else what, is_stuck=bool(why))
+            await self._moved.wait()
+        keeper.instance.history = before
 
     def _is_blocked(self, keeper: ReplicaKeeper) -> bool:
         """Whether something that will go is still there: on one of its GPUs, or itself."""
-        needed, name = set(keeper.spec.devices), keeper.spec.id
-        is_here = any(one.keeper and one.keeper.spec.id == name for one in self._leaving)
         others = [kept for kept in self._kept.values() if kept.keeper is not keeper]
-        taken = chain(*(one.devices for one in self._leaving), *(other.leaves for other in others))
-        return is_here or not needed.isdisjoint(taken)
+        taken = chain.from_iterable(other.leaves for other in others)
+        is_taken = not set(keeper.spec.devices).isdisjoint(taken)
+        return is_taken or any(self._in_the_way(keeper))
+
+    def _in_the_way(self, keeper: ReplicaKeeper) -> Iterator[_Leaving]:
+        for one in self._leaving:
+            is_itself = one.keeper is not None and one.keeper.spec.id == keeper.spec.id
+            if is_itself or not one.devices.isdisjoint(keeper.spec.devices):
+                yield one
 
     def _retire(self, keeper: ReplicaKeeper) -> None:
         handle = keeper.instance.handle
@@ -253,7 +285,7 @@ class Crew:
 
     def _for_the_end(self, keeper: ReplicaKeeper) -> ReplicaKeeper:
         """One that drains what runs, wherever `keeper` was with that when it was cancelled."""
-        if keeper.instance.phase is Phase.READY:
+        if keeper.instance.phase is Phase.READY or keeper.instance.resists:
             return keeper
         last = self._keeper(keeper.spec, LoadGate(self._elsewhere))
         last.instance.take_over(keeper.instance)
@@ -261,15 +293,21 @@ class Crew:
         return last
 
     async def _see_off(self, keeper: ReplicaKeeper, leaving: _Leaving) -> None:
-        try:
-            await keeper.retire()
-        except OperatorError as exc:
-            log.error("%s", exc)
+        await keeper.retire()
         self._let_go(leaving)
 
     async def _stop_stray(self, stray: Handle, leaving: _Leaving) -> None:
         log.info("%s generation=%d: not wanted, stopped", stray.replica_id, stray.generation)
-        await self._stop_quietly(stray, self._rules.stop_grace_s)
+
+        def resists(why: str, is_lasting: bool) -> None:
+            reason = f"{stray.replica_id} cannot be stopped: {why}"
+            if reason != leaving.resistance:
+                log.error("%s", reason)
+            leaving.resistance = reason
+            self._note()
+
+        grace_s, policy = self._rules.stop_grace_s, self._rules.policy
+        await until_stopped(self._runtime, stray, grace_s, policy, resists, _pause)
         self._let_go(leaving)
 
     def _let_go(self, leaving: _Leaving) -> None:
@@ -281,12 +319,6 @@ class Crew:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
         self._changed()
-
-    async def _stop_quietly(self, handle: Handle, grace_s: float) -> None:
-        try:
-            await self._runtime.stop(handle, grace_s)
-        except OperatorError as exc:
-            log.error("%s", exc)
 
     def _follow(self, runtime: RuntimeConfig) -> None:
         self._rules.policy = RestartPolicy(**runtime.restart.model_dump())
@@ -306,6 +338,7 @@ class Crew:
             gate,
             self._turn(spec),
             self._drained,
+            self._free,
             self._note,
         )
         return ReplicaKeeper(spec, ENGINES[spec.engine_name], around)
@@ -358,6 +391,11 @@ def _goes_on(kept: _Kept, spec: ReplicaSpec | None) -> bool:
     """Unchanged; one that was given up is tried again, as somebody has just seen to it."""
     is_same = spec is not None and kept.keeper.spec.fingerprint == spec.fingerprint
     return is_same and not kept.is_over
+
+
+async def _pause(delay_s: float | None) -> None:
+    if delay_s is not None:
+        await asyncio.sleep(delay_s)
 
 
 def _update(keeper: ReplicaKeeper, spec: ReplicaSpec) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +21,11 @@ from launcher.engines.base import Fault
 from launcher.instance import Instance, Phase
 from launcher.placement import ReplicaSpec
 from launcher.races import first_of
-from launcher.restarts import RestartPolicy, next_start
-from launcher.runtimes.base import Exit, Handle, Runtime
-from launcher.turns import LoadGate, ReplaceTurn
-from router.errors import OperatorError
+from launcher.restarts import Decision, History, next_start
+from launcher.runtimes.base import Exit, Handle
+from launcher.stopping import until_stopped
+from launcher.surroundings import Surroundings
+from router.errors import OperatorError, StartError
 
 log = logging.getLogger("launcher")
 
@@ -34,10 +36,7 @@ _HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 _REASON_CHARS = 300
 _QUOTED_CHARS = 160
 _FAULT_LOOK_S = 2.0
-
-
-Drained = Callable[[str], Coroutine[Any, Any, None]]
-"""Returns once no call is in flight at a replica that leaves, or waiting longer makes no sense."""
+_OUTDATED = "runs with an older config"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +49,6 @@ class Run:
     is_slow: bool = False
 
 
-@dataclass(slots=True, eq=False)
-class Rules:
-    """What a change of the config changes for all keepers at once; written by the crew."""
-
-    policy: RestartPolicy
-    stop_grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What keepers share. `gate` says who may load, `turn` who is replaced; `changed` is called on
-    news."""
-
-    runtime: Runtime
-    session: aiohttp.ClientSession
-    rules: Rules
-    gate: LoadGate
-    turn: ReplaceTurn
-    drained: Drained
-    changed: Callable[[], None]
-
-
 class ReplicaKeeper:
     """Keeps the replica of `spec`; `run` never returns unless it is given up."""
 
@@ -82,6 +59,7 @@ class ReplicaKeeper:
         self._fault: Fault | None = None  # in this start's log
         self._trouble = asyncio.Event()
         self._trouble_text = ""
+        self._nap: asyncio.Event | None = None  # while it waits to try again
         self.instance = Instance(
             spec.id,
             spec.model,
@@ -104,28 +82,49 @@ class ReplicaKeeper:
             raise
 
     async def retire(self) -> None:
-        """Drain it and end it for good; raises StopError. Only after `run` has been cancelled."""
+        """Drain it and end it for good, however long it resists. Only after `run` has been
+        cancelled."""
         if self.instance.phase is Phase.READY and self.instance.handle is not None:
             self._move(Phase.DRAINING, "no longer in the config")
             await self._around.drained(self.spec.id)
-        await self.stop(self._around.rules.stop_grace_s)
+        self._ask_to_stop()
+        await self._end(self._around.rules.stop_grace_s)
+        self._move(Phase.STOPPED, "stopped")
 
     async def stop(self, grace_s: float) -> None:
         """End it for good; raises StopError. Call it only after `run` has been cancelled."""
         instance = self.instance
         # Without a handle, too: it may have been cancelled while it cleared up after an end.
-        if instance.phase in (Phase.STARTING, Phase.LOADING, Phase.READY):
-            self._move(Phase.DRAINING, "asked to stop")
+        self._ask_to_stop()
         if instance.handle is not None:
             await self._around.runtime.stop(instance.handle, grace_s)
             instance.handle = None
         if instance.phase is not Phase.STOPPED:
             self._move(Phase.STOPPED, "stopped")
 
+    def _ask_to_stop(self) -> None:
+        if self.instance.phase in (Phase.STARTING, Phase.LOADING, Phase.READY):
+            self._move(Phase.DRAINING, "asked to stop")
+
     def report(self, trouble: str) -> None:
         """Something outside it, its GPU for one, says that it cannot go on as it is."""
         self._trouble_text = trouble
         self._trouble.set()
+
+    def try_now(self) -> None:
+        """Somebody has seen to it: what it waits to try again is tried now, with a clean slate."""
+        if self._nap is not None:
+            self.instance.history = History()
+            self._nap.set()
+
+    def wait_for(self, what: str, *, is_stuck: bool) -> None:
+        """Shown as the reason why it does not start yet."""
+        instance = self.instance
+        reason = f"{_OUTDATED}; {what}" if instance.phase is Phase.READY else what
+        before = instance.reason, instance.history
+        instance.reason, instance.history = reason, replace(instance.history, is_stuck=is_stuck)
+        if before != (instance.reason, instance.history):
+            self._around.changed()
 
     # ---- one start after the other
 
@@ -134,57 +133,49 @@ class ReplicaKeeper:
         while True:
             run = await self._guarded(attempt)
             attempt = self._start
-            decision = next_start(
-                self._around.rules.policy,
-                self.instance.history,
-                run.ready_for_s,
-                run.cause,
-                recoverable=run.recoverable,
-                is_slow=run.is_slow,
-            )
-            self.instance.history = decision.history
+            decision = self._decide(run)
             if decision.delay_s is None:
                 self._move(Phase.FAILED, decision.reason)
                 return
             self._move(Phase.PENDING, decision.reason)
-            await asyncio.sleep(decision.delay_s)
+            await self._pause(decision.delay_s)
             self.instance.restarts += 1
 
     async def _guarded(self, attempt: Callable[[], Coroutine[Any, Any, Run]]) -> Run:
         """One attempt, which leaves nothing running when it ends, whatever went wrong."""
         try:
             run = await attempt()
-        except OperatorError as exc:
-            run = _run_of(exc, self.spec.id)
         except Exception as exc:  # one replica's trouble must not stop the others' keepers
-            log.exception("%s: unexpected", self.spec.id)
-            run = Run(f"a bug in the launcher: {exc!r} (see its log)")
-        handle, self.instance.handle = self.instance.handle, None
-        if handle is not None:
-            try:
-                await self._around.runtime.stop(handle, 0.0)
-            except OperatorError as exc:
-                log.error("%s: %s", self.spec.id, exc)
-            except asyncio.CancelledError:  # whoever takes over has to know what may still run
-                self.instance.handle = handle
-                raise
+            run = _run_of(exc, self.spec.id)
+        await self._end(0.0)
         return run
 
     async def _start(self) -> Run:
-        instance = self.instance
+        if self.spec.trouble:
+            raise StartError(self.spec.trouble, is_slow=True)
+        await self._around.free(self)
         async with self._around.gate.turn():
-            self._fault, self._trouble_text = None, ""
-            self._trouble.clear()
-            self._move(Phase.STARTING, "asked to start")
-            generation = max(instance.generation, self._last_generation()) + 1
-            instance.handle = await self._around.runtime.start(self.spec, generation, self._say)
-            instance.generation, instance.started_at = generation, time.time()
-            instance.progress = ""
-            self._move(Phase.STARTING, f"{instance.handle.shown}, {instance.url}")
-            if failed := await self._until_ready(instance.handle):
-                return failed
+            failed = await self._load()
+        return failed or await self._serve()
+
+    async def _load(self) -> Run | None:
+        """None once it is ready. In its turn to load."""
+        instance = self.instance
+        self._fault, self._trouble_text = None, ""
+        self._trouble.clear()
+        self._move(Phase.STARTING, "asked to start")
+        generation = max(instance.generation, self._last_generation()) + 1
+        instance.handle = await self._around.runtime.start(self.spec, generation, self._say)
+        instance.generation, instance.started_at = generation, time.time()
+        instance.progress = ""
+        self._move(Phase.STARTING, f"{instance.handle.shown}, {instance.url}")
+        return await self._until_ready(instance.handle)
+
+    async def _serve(self) -> Run:
+        handle = self.instance.handle
+        assert handle is not None, "it has just become ready"
         self._around.gate.open()
-        return await self._while_ready(instance.handle)
+        return await self._while_ready(handle)
 
     async def _adopt(self, handle: Handle) -> Run:
         self.instance.handle, self.instance.generation = handle, handle.generation
@@ -194,27 +185,103 @@ class ReplicaKeeper:
             self._move(Phase.LOADING, f"adopted, {handle.shown}")
             if failed := await self._until_ready(handle):
                 return failed
-        self._around.gate.open()
-        return await self._while_ready(handle)
+        return await self._serve()
 
     async def _replace(self, outdated: Handle) -> Run:
-        """It serves, and is watched, until its turn comes: one of a model's replicas at a time."""
+        """It serves, and is watched, until its successor could start at once: until then, nothing
+        that the successor lacks takes it out."""
         self.instance.handle, self.instance.generation = outdated, outdated.generation
-        self._move(Phase.READY, "runs with an older config; to be replaced")
-        await self._turn_or_end(outdated)
-        self._move(Phase.DRAINING, "its config changed")
-        await self._around.drained(self.spec.id)
-        await self._around.runtime.stop(outdated, self._around.rules.stop_grace_s)
-        self.instance.handle = None
-        self._move(Phase.PENDING, "its config changed")
-        return await self._start()
+        self._move(Phase.READY, f"{_OUTDATED}; to be replaced")
+        async with AsyncExitStack() as held:
+            ended = await self._unless_it_ends(outdated, self._until_it_may_go(held))
+            self.instance.history = History()  # so far it was about its successor
+            if ended:  # it is out: nobody follows before it is back
+                self._around.turn.join(self)
+                return ended
+            self._move(Phase.DRAINING, "its config changed")
+            await self._around.drained(self.spec.id)
+            await self._end(self._around.rules.stop_grace_s)
+            self._move(Phase.PENDING, "its config changed")
+            failed = await self._load()
+        return failed or await self._serve()
 
-    async def _turn_or_end(self, outdated: Handle) -> None:
-        """Until its turn; one that ends meanwhile is started anew without waiting for it."""
-        await first_of(self._around.turn.take(self), self._gone(outdated))
+    async def _until_it_may_go(self, held: AsyncExitStack) -> None:
+        """What its successor needs is here, its GPU is free, and both it and the load may go on:
+        one of a model's replicas at a time."""
+        await self._fetch()
+        await self._around.free(self)
+        await self._around.turn.take(self)
+        await held.enter_async_context(self._around.gate.turn())
 
-    async def _gone(self, handle: Handle) -> None:
-        await self._around.runtime.wait(handle)
+    async def _fetch(self) -> None:
+        """Until all is here; nobody is out for that, so no turn is held either."""
+        while failed := await self._failure_to_fetch():
+            decision = self._decide(failed)
+            reason = f"{_OUTDATED}; what replaces it cannot start: {failed.cause}"
+            if decision.delay_s is None:
+                self.instance.history = replace(decision.history, is_stuck=True)
+                reason += "; `launcher up` tries it again"
+            if reason != self.instance.reason:
+                log.warning("%s: %s", self.spec.id, reason)
+            self._move(Phase.READY, reason)
+            await self._pause(decision.delay_s)
+        self.instance.history, self.instance.progress = History(), ""
+        self._move(Phase.READY, f"{_OUTDATED}; to be replaced")
+
+    async def _failure_to_fetch(self) -> Run | None:
+        try:
+            await self._around.runtime.fetch(self.spec, self._say)
+        except Exception as exc:  # one replica's trouble must not stop the others' keepers
+            return _run_of(exc, self.spec.id)
+        return None
+
+    async def _end(self, grace_s: float) -> None:
+        """What runs has ended when it returns; until then it keeps its GPU, and is not forgotten,
+        even by whoever takes over from here."""
+        instance, before = self.instance, self.instance.history
+        if instance.handle is None:
+            return
+        await until_stopped(
+            self._around.runtime,
+            instance.handle,
+            grace_s,
+            self._around.rules.policy,
+            self._resists,
+            self._pause,
+        )
+        if instance.resists:
+            instance.resists, instance.history = False, replace(before, is_stuck=False)
+        instance.handle = None
+
+    def _resists(self, why: str, is_lasting: bool) -> None:
+        reason = f"cannot be stopped: {why}"
+        if reason != self.instance.reason:
+            log.error("%s: %s", self.spec.id, reason)
+        self.instance.resists = True
+        self.instance.history = replace(self.instance.history, is_stuck=is_lasting)
+        self._move(Phase.DRAINING, reason)
+
+    def _decide(self, run: Run) -> Decision:
+        decision = next_start(
+            self._around.rules.policy,
+            self.instance.history,
+            run.ready_for_s,
+            run.cause,
+            recoverable=run.recoverable,
+            is_slow=run.is_slow,
+        )
+        self.instance.history = decision.history
+        return decision
+
+    async def _pause(self, delay_s: float | None) -> None:
+        """Until it is time to try again, or somebody asks for it."""
+        self._nap = asyncio.Event()
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._nap.wait()
+        finally:
+            self._nap = None
 
     # ---- watching
 
@@ -243,12 +310,20 @@ class ReplicaKeeper:
             look_s = min(look_s * _LOOK_GROWTH, _LONGEST_LOOK_S)
 
     async def _while_ready(self, handle: Handle) -> Run:
-        """Until it ends, or something says that it does not serve any more, though it runs."""
+        ended = await self._unless_it_ends(handle, _never())
+        assert ended is not None, "never is never"
+        return ended
+
+    async def _unless_it_ends(
+        self, handle: Handle, wanted: Coroutine[Any, Any, None]
+    ) -> Run | None:
+        """None once what is wanted has come. A Run if it ends before that, or something says that
+        it does not serve any more, though it runs."""
         ready_since_s = time.monotonic()
         run = await first_of(
-            self._until_it_ends(handle), self._until_trouble(), self._until_fault()
+            self._until_it_ends(handle), self._until_trouble(), self._until_fault(), wanted
         )
-        return replace(run, ready_for_s=time.monotonic() - ready_since_s)
+        return run and replace(run, ready_for_s=time.monotonic() - ready_since_s)
 
     async def _until_it_ends(self, handle: Handle) -> Run:
         return self._ended(await self._around.runtime.wait(handle))
@@ -329,9 +404,16 @@ class ReplicaKeeper:
             self._around.turn.give_back(self)
 
 
-def _run_of(exc: OperatorError, replica_id: str) -> Run:
+def _run_of(exc: Exception, replica_id: str) -> Run:
+    if not isinstance(exc, OperatorError):
+        log.error("%s: unexpected", replica_id, exc_info=exc)
+        return Run(f"a bug in the launcher: {exc!r} (see its log)")
     return Run(
         str(exc).removeprefix(f"{replica_id}: "),  # it is told beside the id
         recoverable=getattr(exc, "recoverable", True),
         is_slow=getattr(exc, "is_slow", False),
     )
+
+
+async def _never() -> None:
+    await asyncio.Event().wait()

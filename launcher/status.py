@@ -64,8 +64,8 @@ class ReplicaStatus:
 
     @property
     def is_in_trouble(self) -> bool:
-        """It is not there, and waiting for it is not worth while."""
-        if self.is_up:
+        """It is not there as the config wants it, and waiting for that is not worth while."""
+        if self.is_up and not self.is_outdated:
             return False
         has_failed = self.phase is Phase.FAILED or self.failed_starts >= FAILED_STARTS
         return has_failed or self.is_stuck

@@ -198,6 +198,7 @@ def _below(status: ClusterStatus, command: Command) -> Iterator[str]:
         if (
             replica.drained
             or replica.shunned
+            or _is_held_up(replica)
             or (is_away and replica.reason and not status.is_stopping)
         ):
             yield f"{replica.id}: {_detail(replica, command)}"
@@ -209,6 +210,8 @@ def _detail(replica: ReplicaStatus, command: Command) -> str:
         return _drained(replica, command)
     if replica.shunned:
         return f"gets no calls: the router finds it {replica.shunned}"
+    if _is_held_up(replica):  # rather than the calls it has
+        return replica.reason
     if replica.phase is Phase.READY:
         busy = f"{_calls(calls)} in flight" if calls else ""
         older = "runs with an older config, to be replaced" if replica.is_outdated else ""
@@ -216,6 +219,11 @@ def _detail(replica: ReplicaStatus, command: Command) -> str:
     if replica.phase is Phase.DRAINING and calls is not None:
         return f"{_calls(calls)} left"
     return replica.progress or replica.reason
+
+
+def _is_held_up(replica: ReplicaStatus) -> bool:
+    """It runs, and should not any more: what would replace it fails, or it cannot be stopped."""
+    return replica.phase in (Phase.READY, Phase.DRAINING) and replica.is_in_trouble
 
 
 def _drained(replica: ReplicaStatus, command: Command) -> str:

@@ -36,6 +36,7 @@ class FakeRuntime:
     """Configs with which a replica ends as soon as it runs."""
     unstoppable: set[str] = field(default_factory=set)
     stops: asyncio.Event = field(default_factory=asyncio.Event)
+    fetches: asyncio.Event = field(default_factory=asyncio.Event)
     alive: dict[Handle, "asyncio.Future[Exit]"] = field(default_factory=dict)
     exits: dict[Handle, "asyncio.Future[Exit]"] = field(default_factory=dict)
     generations: Counter = field(default_factory=Counter)
@@ -53,6 +54,9 @@ class FakeRuntime:
                 self.wrong.append(f"{made.ref} beside {other.ref}")
         self.exits[made] = self.alive[made] = asyncio.get_running_loop().create_future()
         return made
+
+    async def fetch(self, spec, say) -> None:
+        await self.fetches.wait()
 
     async def start(self, spec, generation: int, say) -> Handle:
         self.log.append(f"+{spec.id}/{spec.fingerprint}")
@@ -98,6 +102,7 @@ class World:
     def __init__(self, runtime: FakeRuntime, session: aiohttp.ClientSession) -> None:
         self.runtime = runtime
         self.runtime.stops.set()
+        self.runtime.fetches.set()
         self.sick: set[str] = set()
         """Configs that never become ready."""
         self.drains = asyncio.Event()
@@ -146,6 +151,7 @@ class World:
     async def ready(self, specs) -> None:
         """All as `specs` says, and nothing else."""
         wanted = {spec.id: spec.fingerprint for spec in specs}
+        running = sorted(f"{name}/{config}" for name, config in wanted.items())
 
         def is_so() -> bool:
             found = {
@@ -153,10 +159,10 @@ class World:
                 for k in self.crew
                 if k.instance.phase is Phase.READY and k.instance.handle
             }
-            return found == wanted and len(list(self.crew)) == len(wanted)
+            is_told = found == wanted and len(list(self.crew)) == len(wanted)
+            return is_told and self.runtime.now == running  # a death may not be noticed yet
 
         await self.holds(is_so)
-        assert self.runtime.now == sorted(f"{name}/{config}" for name, config in wanted.items())
 
     async def started(self, what: str) -> None:
         await self.holds(lambda: f"+{what}" in self.runtime.log)
@@ -392,6 +398,48 @@ async def test_one_that_was_given_up_is_tried_again(world, some) -> None:
         await world.ready(some(1))
 
 
+async def test_nobody_goes_out_before_what_replaces_it_is_here(world, some) -> None:
+    async with world.keeping(some(2)):
+        await world.ready(some(2))
+        world.runtime.fetches.clear()
+        world.runtime.log.clear()
+        await world.crew.change(some(2, "b"), RUNTIME)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (world.phase("r-0"), world.phase("r-1")) == (Phase.READY, Phase.READY)
+        assert world.runtime.log == []
+        world.runtime.fetches.set()
+        await world.ready(some(2, "b"))
+
+
+async def test_nobody_goes_out_before_it_may_load(world, make_spec, some) -> None:
+    """Another model loads for long, and only one may load at a time."""
+    world.sick = {"slow"}
+    one = RuntimeConfig(max_loading=1, restart=FAST)
+    slow = make_spec("n-0", "slow", model="n", model_id="n", devices=("GPU-9",))
+    async with world.keeping(some(1), runtime=one):
+        await world.ready(some(1))
+        await world.crew.change([*some(1), slow], one)
+        await world.started("n-0/slow")
+        await world.crew.change([*some(1, "b"), slow], one)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert world.phase("r-0") is Phase.READY
+        world.sick.clear()
+        await world.ready([*some(1, "b"), slow])
+
+
+async def test_one_that_waits_to_be_tried_again_is_tried_at_once_when_asked(world, some) -> None:
+    """Nothing was edited: somebody has seen to it, and says `up` again."""
+    slow = RuntimeConfig(restart={"first_s": 300, "base_s": 300})
+    world.runtime.broken = {"a"}
+    async with world.keeping(some(1), runtime=slow):
+        await world.holds(lambda: "restart 1 in 300 s" in next(iter(world.crew)).instance.reason)
+        world.runtime.broken.clear()
+        await world.crew.change(some(1), slow)
+        await world.ready(some(1))
+
+
 async def test_one_that_cannot_be_stopped_holds_up_nobody(world, some, caplog) -> None:
     world.sick, world.runtime.unstoppable = {"b"}, {"b"}
     async with world.keeping(some(1, "b", gpus=[5])):
@@ -399,6 +447,59 @@ async def test_one_that_cannot_be_stopped_holds_up_nobody(world, some, caplog) -
         await world.crew.change(some(1, first=1), RUNTIME)
         await world.holds(lambda: world.phase("r-1") is Phase.READY)
         assert "r-0.1 survives everything" in caplog.text
+        await world.holds(lambda: world.phase("r-0") is Phase.DRAINING)
+        world.runtime.unstoppable.clear()
+        await world.ready(some(1, first=1))
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.READY])
+async def test_nothing_starts_where_one_cannot_be_stopped(world, some, phase: Phase) -> None:
+    world.runtime.unstoppable = {"a"}
+    world.sick = {"a"} if phase is Phase.STARTING else set()
+    async with world.keeping(some(1)):
+        await world.holds(lambda: world.runtime.now == ["r-0/a"] and world.phase("r-0") is phase)
+        after = some(1, "n", gpus=[0], first=7)
+        await world.crew.change(after, RUNTIME)
+        what = "cannot be stopped: r-0.1 survives everything"
+        waits = f"waits until its GPU is free: r-0 {what}"
+        await world.holds(
+            lambda: (
+                [(k.instance.phase, k.instance.reason) for k in world.crew]
+                == [(Phase.PENDING, waits), (Phase.DRAINING, what)]
+            )
+        )
+        await world.holds(lambda: all(k.instance.history.is_stuck for k in world.crew))
+        assert world.runtime.now == ["r-0/a"]
+        # Nor with the next change, be it of the same replica.
+        await world.crew.change(some(1, "m"), RUNTIME)
+        await world.holds(lambda: [k.spec.id for k in world.crew] == ["r-0"])
+        assert world.runtime.now == ["r-0/a"]
+        world.runtime.unstoppable.clear()
+        await world.ready(some(1, "m"))
+
+
+async def test_one_that_ends_and_cannot_be_cleared_away_is_not_replaced_yet(world, some) -> None:
+    async with world.keeping(some(1)):
+        await world.ready(some(1))
+        world.runtime.unstoppable = {"a"}
+        next(iter(world.crew)).report("GPU-0 fell off the bus")
+        await world.holds(lambda: world.phase("r-0") is Phase.DRAINING)
+        await world.crew.change(some(1, "b"), RUNTIME)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert world.runtime.now == ["r-0/a"]
+        world.runtime.unstoppable.clear()
+        await world.ready(some(1, "b"))
+
+
+async def test_a_stray_that_cannot_be_stopped_keeps_its_gpu(world, some) -> None:
+    stray = world.runtime.run(some(1, "x", gpus=[0], first=9)[0])
+    world.runtime.unstoppable = {"x"}
+    async with world.keeping(some(1), [stray]):
+        why = "waits until its GPU is free: r-9 cannot be stopped: r-9.1 survives everything"
+        await world.holds(lambda: next(iter(world.crew)).instance.reason == why)
+        world.runtime.unstoppable.clear()
+        await world.ready(some(1))
 
 
 # ---- GPUs that change hands
@@ -477,6 +578,50 @@ async def test_replicas_that_change_places_leave_first(world, some) -> None:
         assert sorted(steps[4:]) == ["+r-0/b", "+r-1/b"]
 
 
+async def test_one_that_waits_for_a_gpu_and_one_that_then_wants_its_own_change_places(
+    world, some
+) -> None:
+    world.sick = {"c"}
+    before = some(3)
+    async with world.keeping(before):
+        await world.ready(before)
+        # r-0 is to go where r-1 is, which cannot leave before r-2 is back.
+        first = [*some(1, "b", gpus=[1]), *some(1, "b", gpus=[5], first=1), *some(1, "c", first=2)]
+        await world.crew.change([*before[:2], first[2]], RUNTIME)
+        await world.started("r-2/c")
+        await world.crew.change(first, RUNTIME)
+        await world.holds(lambda: "waits until its GPU" in next(iter(world.crew)).instance.reason)
+        last = [first[0], *some(1, "d", gpus=[0], first=1), first[2]]
+        await world.crew.change(last, RUNTIME)
+        world.sick.clear()
+        await world.ready(last)
+
+
+async def test_replicas_that_were_to_change_places_when_the_launcher_died_do(world, some) -> None:
+    owned = [world.runtime.run(spec) for spec in some(3)]
+    after = [*some(2, "b", gpus=[1, 0]), some(3)[2]]
+    async with world.keeping(after, owned):
+        await world.ready(after)
+        assert "drain r-2" not in world.runtime.log
+
+
+async def test_one_that_dies_while_it_waits_for_a_gpu_goes_on_waiting(world, some) -> None:
+    """r-0 is to move to where r-1 is, which waits behind r-2, which cannot come back."""
+    world.sick = {"c"}
+    before = some(3)
+    async with world.keeping(before):
+        await world.ready(before)
+        new = [*some(1, "b", gpus=[1]), *some(1, "b", gpus=[3], first=1), *some(1, "c", first=2)]
+        await world.crew.change([*before[:2], new[2]], RUNTIME)
+        await world.started("r-2/c")
+        await world.crew.change(new, RUNTIME)
+        await world.holds(lambda: "waits until its GPU" in next(iter(world.crew)).instance.reason)
+        world.runtime.end(next(h for h in world.runtime.alive if h.replica_id == "r-0"))
+        await world.holds(lambda: world.phase("r-0") is Phase.PENDING)
+        world.sick.clear()
+        await world.ready(new)
+
+
 async def test_models_that_share_a_gpu_do_not_wait_for_each_other(world, make_spec) -> None:
     def both(config: str):
         return [
@@ -537,7 +682,8 @@ async def test_one_that_resists_does_not_keep_the_others(world, some, caplog) ->
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_back_and_forth_it_ends_in_the_last_config(world, some, seed: int) -> None:
-    """A random walk: replicas come, go, change, die and move, faster than they are followed."""
+    """A random walk: replicas come, go, change, die, resist and move, faster than they are
+    followed."""
     chance = random.Random(seed)
 
     def any_config():
@@ -554,8 +700,11 @@ async def test_back_and_forth_it_ends_in_the_last_config(world, some, seed: int)
                 await asyncio.sleep(0)
             if world.runtime.alive and chance.random() < 0.3:
                 world.runtime.end(chance.choice(list(world.runtime.alive)))
+            some_resist = chance.random() < 0.3
+            world.runtime.unstoppable = {f"a{n}" for n in range(5)} if some_resist else set()
             last = any_config()
             await world.crew.change(last, RUNTIME)
+        world.runtime.unstoppable.clear()
         await world.ready(last)
         if chance.random() < 0.5:
             await world.crew.change(any_config(), RUNTIME)

@@ -89,6 +89,12 @@ def test_one_that_has_failed_before_and_serves_does_not_end_the_wait(cluster, wa
     assert wait(step) is None
 
 
+def test_one_that_serves_on_as_its_successor_cannot_start_ends_the_wait(cluster, wait) -> None:
+    held = replace(READY, id="replica-1", is_outdated=True, failed_starts=3, reason="no such image")
+    write(cluster, READY, held)
+    assert "replica-1: no such image" in wait(lambda now_s: pytest.fail("it waits"))
+
+
 def test_one_that_fails_again_and_again_ends_the_wait(cluster, wait) -> None:
     write(cluster, READY, replace(LOADING, failed_starts=3, reason="exited with code 1"))
     trouble = wait(lambda now_s: pytest.fail("it waits"))

@@ -10,9 +10,10 @@ from aiohttp import web
 
 from launcher.engines import ENGINES
 from launcher.instance import Phase
-from launcher.keeper import ReplicaKeeper, Rules, Surroundings
+from launcher.keeper import ReplicaKeeper
 from launcher.restarts import RestartPolicy
 from launcher.runtimes import Exit, Handle
+from launcher.surroundings import Rules, Surroundings
 from launcher.turns import LoadGate, ReplaceTurn
 from router.errors import StartError, StopError
 
@@ -25,6 +26,7 @@ class FakeRuntime:
 
     url: str
     log_folder: object
+    fetch_errors: list[Exception] = field(default_factory=list)
     start_errors: list[Exception] = field(default_factory=list)
     stop_errors: list[Exception] = field(default_factory=list)
     ends_at_once: bool = False
@@ -33,6 +35,11 @@ class FakeRuntime:
     started: list[Handle] = field(default_factory=list)
     stopped: list[tuple[Handle, float]] = field(default_factory=list)
     exits: dict[Handle, "asyncio.Future[Exit]"] = field(default_factory=dict)
+
+    async def fetch(self, spec, say) -> None:
+        say("pulling the image")
+        if self.fetch_errors:
+            raise self.fetch_errors.pop(0)
 
     async def start(self, spec, generation: int, say) -> Handle:
         say("fetching what it needs")
@@ -91,15 +98,27 @@ class World:
         self.draining: list[str] = []
         self.is_drained = asyncio.Event()
         self.is_drained.set()
+        self.is_free = asyncio.Event()
+        self.is_free.set()
         rules = Rules(FAST, 7.0)
         around = Surroundings(
-            runtime, session, rules, self.gate, self.turn, self._drained, self._changed
+            runtime,
+            session,
+            rules,
+            self.gate,
+            self.turn,
+            self._drained,
+            self._free,
+            self._changed,
         )
         self.keeper = ReplicaKeeper(spec, ENGINES["simulator"], around)
 
     async def _drained(self, replica_id: str) -> None:
         self.draining.append(replica_id)
         await self.is_drained.wait()
+
+    async def _free(self, keeper: ReplicaKeeper) -> None:
+        await self.is_free.wait()
 
     def _changed(self) -> None:
         phase = self.keeper.instance.phase
@@ -264,6 +283,92 @@ async def test_the_turn_is_kept_until_the_successor_is_ready(world, make_handle)
         assert world.turn.owner is None
 
 
+async def test_what_cannot_be_fetched_takes_nobody_out(world, make_handle) -> None:
+    world.runtime.fetch_errors = [StartError(f"no such image {n}") for n in range(2)]
+    outdated = running(world, make_handle, generation=3)
+    seen = []
+    told = world.keeper._around.changed
+
+    def note() -> None:
+        instance = world.keeper.instance
+        seen.append((instance.phase, instance.reason, instance.history.failed_starts))
+        told()
+
+    world.keeper._around = replace(world.keeper._around, changed=note)
+    async with keeping(world, outdated=outdated):
+        await world.holds(lambda: len(seen) > 0 and "no such image 0" in seen[-1][1])
+        assert world.turn.owner is None  # others may go on, or be refused the same
+        assert world.keeper.instance.handle is outdated
+        await world.holds(lambda: bool(world.runtime.started))
+        await world.until(Phase.READY)
+    assert (Phase.READY, "runs with an older config; to be replaced", 0) in seen
+    told_of = [reason for phase, reason, _ in seen if phase is Phase.READY]
+    assert "runs with an older config; what replaces it cannot start: no such image 1" in told_of
+    assert world.runtime.stopped == [(outdated, 7.0)]
+    assert world.keeper.instance.history.failed_starts == 0
+
+
+async def test_what_cannot_be_fetched_at_all_is_tried_again_when_asked(world, make_handle) -> None:
+    world.runtime.fetch_errors = [StartError("no such program", recoverable=False)]
+    outdated = running(world, make_handle, generation=3)
+    async with keeping(world, outdated=outdated):
+        await world.holds(lambda: world.keeper.instance.history.is_stuck)
+        assert world.keeper.instance.phase is Phase.READY
+        assert world.keeper.instance.reason.endswith(
+            "cannot start: no such program; `launcher up` tries it again"
+        )
+        await asyncio.sleep(0)
+        world.keeper.try_now()
+        assert not world.keeper.instance.history.is_stuck  # told anew only if it fails anew
+        await world.holds(lambda: bool(world.runtime.started))
+
+
+async def test_it_serves_until_it_may_load(world, make_handle) -> None:
+    await world.slots.acquire()  # another model downloads for half an hour
+    outdated = running(world, make_handle, generation=3)
+    async with keeping(world, outdated=outdated):
+        await world.holds(lambda: world.turn.owner is world.keeper)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert world.keeper.instance.phase is Phase.READY
+        assert world.runtime.stopped == []
+        world.slots.release()
+        await world.holds(lambda: bool(world.runtime.started))
+        await world.until(Phase.READY)
+    assert not world.slots.locked()
+
+
+WAITS = ["turn", "gpu", "load"]
+
+
+@pytest.mark.parametrize("wait", WAITS)
+@pytest.mark.parametrize("end", ["death", "gpu"])
+async def test_an_outdated_one_is_watched_whatever_it_waits_for(
+    world, make_handle, wait: str, end: str
+) -> None:
+    if wait == "turn":
+        await world.turn.take("another one that is being replaced")
+    elif wait == "gpu":
+        world.is_free.clear()
+    else:
+        await world.slots.acquire()
+    outdated = running(world, make_handle, generation=3)
+    async with keeping(world, outdated=outdated):
+        await world.until(Phase.READY)
+        if end == "death":
+            world.runtime.end(outdated, Exit(signal=9, detail="killed by SIGKILL"))
+        else:
+            world.keeper.report("GPU-1: XID 79, it has fallen off the bus")
+        await world.until(Phase.PENDING)
+        cause = "killed by SIGKILL" if end == "death" else "fallen off the bus"
+        assert cause in world.keeper.instance.reason
+        assert world.runtime.stopped == [(outdated, 0.0)]
+        world.is_free.set()
+        if wait == "load":
+            world.slots.release()
+        await world.until(Phase.READY)
+
+
 async def test_an_outdated_one_that_dies_is_replaced_out_of_turn(world, make_handle) -> None:
     outdated = running(world, make_handle, generation=3)
     await world.turn.take("another one that is being replaced")
@@ -335,13 +440,52 @@ async def test_it_can_be_stopped_while_it_clears_up_after_an_end(world, monkeypa
     assert world.runtime.stopped == [(world.runtime.started[0], 3.0)]
 
 
-async def test_one_that_will_not_die_does_not_end_the_keeping(world) -> None:
-    world.runtime.stop_errors = [StopError("stuck in a driver")]
+async def test_one_that_will_not_die_is_stopped_before_it_is_started_again(world) -> None:
+    stuck = [StopError("replica-0: stuck in a driver"), RuntimeError("a bug"), StopError("stuck")]
+    world.runtime.stop_errors = list(stuck)
+    seen = []
+    async with keeping(world):
+        await world.until(Phase.READY)
+        first = world.runtime.started[0]
+        world.runtime.end(first, Exit(code=1, detail="exited with code 1"))
+        await world.until(Phase.DRAINING)
+        instance = world.keeper.instance
+        seen.append((instance.handle, instance.reason))
+        await world.holds(lambda: len(world.runtime.started) == 2)
+        assert world.runtime.stopped == [(first, 0.0)] * (len(stuck) + 1)
+        assert seen == [(first, "cannot be stopped: stuck in a driver")]
+        await world.until(Phase.READY)
+        assert (instance.resists, instance.history.is_stuck) == (False, False)
+
+
+async def test_one_that_will_not_die_is_tried_again_when_somebody_has_seen_to_it(world) -> None:
+    world.keeper._around.rules.policy = RestartPolicy(first_s=300.0, base_s=300.0)
+    world.runtime.stop_errors = [StopError("Docker is away")]
     async with keeping(world):
         await world.until(Phase.READY)
         world.runtime.end(world.runtime.started[0], Exit(code=1, detail="exited with code 1"))
+        await world.until(Phase.DRAINING)
+        await asyncio.sleep(0)
+        world.keeper.try_now()
+        await world.until(Phase.PENDING)
+        assert "exited with code 1" in world.keeper.instance.reason
+        await asyncio.sleep(0)
+        world.keeper.try_now()  # nor does it wait for its restart
         await world.holds(lambda: len(world.runtime.started) == 2)
+
+
+async def test_one_that_resists_is_not_forgotten_by_who_cancels_it(world) -> None:
+    world.keeper._around.rules.policy = RestartPolicy(first_s=300.0)
+    world.runtime.stop_errors = [StopError("Docker is away")]
+    async with keeping(world):
         await world.until(Phase.READY)
+        first = world.runtime.started[0]
+        world.runtime.end(first, Exit(code=1, detail="exited with code 1"))
+        await world.until(Phase.DRAINING)
+    assert world.keeper.instance.handle is first
+    await world.keeper.retire()
+    assert world.keeper.instance.phase is Phase.STOPPED
+    assert world.runtime.stopped[-1] == (first, 7.0)
 
 
 class keeping:

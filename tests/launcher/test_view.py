@@ -74,6 +74,16 @@ def test_what_is_still_to_be_replaced_is_counted_and_named() -> None:
     assert "runs with an older config, to be replaced" in text
 
 
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.DRAINING])
+def test_why_one_is_still_there_that_should_not_be_is_told(phase: Phase) -> None:
+    held = replace(
+        READY, phase=phase, is_outdated=True, is_stuck=True, in_flight=0, reason="no such image"
+    )
+    lines = list(view.plain(status(READY, replace(held, id="replica-1"))))
+    assert any(line.startswith("replica-1") and "no such image" in line for line in lines)
+    assert "replica-1: no such image" in rendered(status(READY, replace(held, id="replica-1")))
+
+
 def test_transitions_are_told_once() -> None:
     before = status(READY, LOADING)
     after = status(READY, replace(LOADING, phase=Phase.READY, url="http://127.0.0.1:31001"))
