@@ -9,12 +9,15 @@ next one adopts what runs.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import aiohttp
 
 from launcher import changes, status
+from launcher.asking import ask_aside
 from launcher.changes import ChangeRequest
 from launcher.cluster import Cluster
 from launcher.crew import Crew
@@ -29,12 +32,13 @@ from launcher.races import first_of
 from launcher.reporter import Beginning, Reporter
 from launcher.router_client import RouterAway, RouterClient, replica_states
 from launcher.router_process import RouterKeeper
-from launcher.runtimes import RUNTIMES, Runtime
+from launcher.runtimes import RUNTIMES, Handle, Runtime
 from launcher.status import ClusterStatus
 from router.errors import OperatorError, StopError
 
 log = logging.getLogger("launcher")
 
+T = TypeVar("T")
 _DRAIN_LOOK_S = 0.05
 
 
@@ -83,7 +87,7 @@ class Supervisor:
         return self._stop.is_set()
 
     async def run(self) -> None:
-        """Until `request_stop`; nothing of the cluster runs when it returns.
+        """Until `request_stop`, also while it begins; nothing of the cluster runs then.
 
         Raises StartError when the endpoint cannot be opened; what ran before runs on then.
         """
@@ -96,23 +100,35 @@ class Supervisor:
             await self._runtime.aclose()
 
     async def _run(self, session: aiohttp.ClientSession) -> None:
-        config = self._cluster.config
-        owned = await self._runtime.owned()
-        specs = await asyncio.to_thread(desired, config, owned)
-        await self._runtime.prepare(specs, log.info)
-        plan = make_plan(specs, owned)
-        strangers = await asyncio.to_thread(gpu_notes, config, specs, owned)
+        owned = await self._unless_stopping(self._runtime.owned())
+        if owned is not None:
+            wanted = await self._unless_stopping(self._wanted(self._cluster, owned))
+            if wanted is not None:
+                await self._keep(make_plan(wanted.specs, owned), wanted, session)
+        await self._take_down()
+
+    async def _keep(self, plan: Plan, wanted: _Wanted, session: aiohttp.ClientSession) -> None:
         changes.forget(self._cluster.folder)
         _keep_config(self._cluster)
         await self._router.open()
         self._crew = Crew(
             self._runtime, session, self._drained, self._is_here, changed=self._changed
         )
-        self._restore(plan, specs, strangers)
+        self._restore(plan, wanted.specs, list(wanted.notes))
         # A bug that ends the keeping takes nothing down: clients are served, and the next
         # launcher adopts it all.
         await self._keep_all(plan)
-        await self._take_down()
+
+    async def _wanted(self, cluster: Cluster, handles: list[Handle]) -> _Wanted:
+        """Whether all could start; raises what is against it. Nothing is changed here."""
+        specs = await ask_aside(desired, cluster.config, handles)
+        await self._runtime.prepare(specs, log.info, cluster.config)
+        notes = await ask_aside(gpu_notes, cluster.config, specs, handles)
+        return _Wanted(cluster, specs, tuple(notes))
+
+    async def _unless_stopping(self, looking: Coroutine[Any, Any, T]) -> T | None:
+        """None as soon as it is to stop: looking changes nothing, so it is just left."""
+        return await first_of(_set(self._stop), looking)
 
     def _changed(self) -> None:
         self._reporter.changed()
@@ -188,7 +204,9 @@ class Supervisor:
             return
         error = ""
         try:
-            wanted = await self._check(request)
+            wanted = await self._unless_stopping(self._check(request))
+            if wanted is None:
+                raise OperatorError("the launcher is asked to stop")
             takes_new_router = self._get_ready(wanted.cluster)
         except OperatorError as exc:
             log.error("config: not followed: %s", exc)
@@ -202,15 +220,10 @@ class Supervisor:
         self._changed()
 
     async def _check(self, request: ChangeRequest) -> _Wanted:
-        """All that may refuse it. Nothing is changed here."""
         assert self._crew is not None
         cluster = Cluster.load(request.path)
         changes.require_possible(self._cluster, cluster)
-        handles = self._crew.handles
-        specs = await asyncio.to_thread(desired, cluster.config, handles)
-        await self._runtime.prepare(specs, log.info, cluster.config)
-        notes = await asyncio.to_thread(gpu_notes, cluster.config, specs, handles)
-        return _Wanted(cluster, specs, tuple(notes))
+        return await self._wanted(cluster, self._crew.handles)
 
     def _get_ready(self, cluster: Cluster) -> bool:
         """What may fail still, the last of it on disk; whether there will be a new router."""
@@ -297,6 +310,8 @@ class Supervisor:
         await self._router.stop()
         if self._crew is not None:
             await self._crew.stop_all()
+        else:  # stopped before it had adopted what runs
+            await _stop_owned(self._runtime, self._cluster.config.runtime.stop_grace_s)
 
 
 async def _set(event: asyncio.Event) -> None:
@@ -325,6 +340,14 @@ async def take_down_rest(cluster: Cluster, runtime: Runtime, router: RouterKeepe
     failed = [end for end in ends if isinstance(end, BaseException)]
     if failed:
         raise StopError("\n".join(map(str, failed))) from failed[0]
+
+
+async def _stop_owned(runtime: Runtime, grace_s: float) -> None:
+    """Raises nothing: what resists, or cannot be seen, is tried again by force."""
+    with suppress(OperatorError):
+        handles = await runtime.owned()
+        stops = (runtime.stop(handle, grace_s) for handle in handles)
+        await asyncio.gather(*stops, return_exceptions=True)
 
 
 def make_runtime(cluster: Cluster) -> Runtime:

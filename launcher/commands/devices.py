@@ -29,16 +29,14 @@ thing or does not tell. With `--watch` it is one object per line.
 
 import io
 import json
-import queue
 import sys
-import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from router.errors import OperatorError
+from launcher.asking import ask
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,8 +44,6 @@ if TYPE_CHECKING:
     from launcher.gpu_view import Line, Look
 
 _EVERY_S = 2.0
-_ANSWER_S = 30.0  # several GPUs that slept take seconds to wake; one that hangs never answers
-_LEAVE_S = 0.5
 _SIMULATOR_HINT = "The simulator needs no GPU: `engine: simulator` in the config."
 
 
@@ -68,48 +64,21 @@ def run(*, as_json: bool = False, watch: bool = False) -> int:
 
 
 def _looks() -> Generator["Look", None, None]:
-    """What the driver says, each time that the next is asked for.
-
-    A thread of its own asks it: a call that hangs in the driver could not even be interrupted.
-    """
-    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    answers: queue.SimpleQueue[Look | BaseException] = queue.SimpleQueue()
-    asking = threading.Thread(target=_ask, args=(wanted, answers), daemon=True)
-    asking.start()
-    try:
-        while True:
-            wanted.put(True)
-            yield _answer(answers)
-    finally:
-        wanted.put(False)
-        asking.join(_LEAVE_S)
-
-
-def _ask(
-    wanted: "queue.SimpleQueue[bool]", answers: "queue.SimpleQueue[Look | BaseException]"
-) -> None:
+    """What the driver says, each time that the next is asked for."""
     from launcher.gpu_view import Look
     from launcher.gpus import GpuMonitor
 
-    try:
-        with GpuMonitor() as monitor:
-            while wanted.get():
-                answers.put(Look(monitor.inventory, monitor.readings()))
-    except BaseException as exc:  # raised again where it is seen
-        answers.put(exc)
+    def look() -> Look:
+        return Look(monitor.inventory, monitor.readings())
 
-
-def _answer(answers: "queue.SimpleQueue[Look | BaseException]") -> "Look":
-    try:
-        answer = answers.get(timeout=_ANSWER_S)
-    except queue.Empty as exc:
-        raise OperatorError(
-            f"the NVIDIA driver has not answered for {_ANSWER_S:g} s; does `nvidia-smi` hang, too? "
-            "A GPU that died does that: look at `dmesg | grep -i xid`, then reboot"
-        ) from exc
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+    monitor = ask(lambda: GpuMonitor().__enter__())
+    while True:
+        current = ask(look)  # where this hangs, closing the driver would hang, too
+        try:
+            yield current
+        except GeneratorExit:
+            ask(monitor.__exit__)
+            raise
 
 
 def _show(look: "Look") -> None:

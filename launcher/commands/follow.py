@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from launcher import changes, processes
+from launcher.asking import ask
 from launcher.changes import ChangeRequest
 from launcher.cluster import Cluster
 from launcher.commands.detached import owned, trouble_of
@@ -70,14 +71,15 @@ def differences(cluster: Cluster) -> Iterator[changes.Change]:
     running = replace(cluster, config=before)
     changes.require_possible(running, cluster)
     handles = asyncio.run(owned(running))
-    yield from changes.replica_changes(_now(running, handles), desired(cluster.config, handles))
+    wanted = ask(desired, cluster.config, handles)
+    yield from changes.replica_changes(_now(running, handles), wanted)
     yield from changes.runtime_changes(before, cluster.config)
     yield from changes.router_changes(before, cluster.config)
 
 
 def _now(running: Cluster, handles: list[Handle]) -> list[ReplicaSpec]:
     try:
-        return desired(running.config, handles)
+        return ask(desired, running.config, handles)
     except PlacementError:  # its GPUs have changed since: what is wanted now says it better
         return []
 

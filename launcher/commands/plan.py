@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.asking import ask
 from launcher.cluster import Cluster
 from launcher.commands.detached import owned
 from launcher.desired import gpu_notes, known_names, machine_inventory
@@ -58,14 +59,14 @@ def run(path: Path, *, gpu: str | None = None, as_json: bool = False) -> int:
     """Raises ConfigError, PlacementError, DeviceError: nothing can be planned then."""
     cluster = Cluster.load(path)
     config = cluster.config
-    inventory = imagined(gpu) if gpu else machine_inventory(config)
+    inventory = imagined(gpu) if gpu else ask(machine_inventory, config)
     running = [] if gpu else _running(cluster)
     where = {one.replica_id: one.devices for one in running}
     specs = replica_specs(config, inventory, where, names=known_names(config))
-    free_bytes = None if gpu else _free_bytes(inventory, running)
+    free_bytes = None if gpu else ask(_free_bytes, inventory, running)
     rows = list(_rows(cluster, inventory, specs, free_bytes))
     require_room((row.spec.model, row.spec.devices, row.assessment.fraction) for row in rows)
-    notes = [] if gpu else gpu_notes(config, specs, running)
+    notes = [] if gpu else ask(gpu_notes, config, specs, running)
     if as_json:
         print(json.dumps(_as_json(cluster, rows, notes), indent=2))
     else:

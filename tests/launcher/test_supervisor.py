@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import threading
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from launcher import changes, router_process, status
+from launcher import asking, changes, router_process, status
 from launcher import supervisor as supervising
 from launcher.cluster import Cluster
 from launcher.crew import Crew
@@ -244,6 +245,81 @@ async def test_a_bug_on_the_way_is_told_and_the_stop_still_ends_it(cluster, monk
         assert first.cancelled()
     assert supervisor._router_task.cancelled()  # the one after it, too
     supervisor._router.close()
+
+
+# ---- a driver that hangs
+
+
+@pytest.fixture
+def hang(monkeypatch):
+    """The driver is silent until the test is over; not empty once it was asked."""
+    over = threading.Event()
+
+    def desired(*args) -> None:
+        hanging.append(True)
+        over.wait()
+
+    hanging = []
+    monkeypatch.setattr(supervising, "desired", desired)
+    yield hanging
+    over.set()
+
+
+async def is_asked(hanging) -> None:
+    async with asyncio.timeout(10):
+        while not hanging:  # noqa: ASYNC110  # another thread's
+            await asyncio.sleep(0.01)
+
+
+async def test_a_launcher_that_begins_can_be_stopped_while_the_driver_hangs(cluster, hang) -> None:
+    supervisor = Supervisor(cluster)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(supervisor.run())
+        await is_asked(hang)
+        supervisor.request_stop()
+    assert not cluster.folder.config_copy.exists()
+
+
+async def test_what_an_earlier_launcher_left_is_stopped_politely_then(
+    cluster, hang, make_handle
+) -> None:
+    left, stopped = [make_handle()], []
+
+    async def owned():
+        return list(left)
+
+    async def stop(handle, grace_s) -> None:
+        stopped.append((handle, grace_s))
+        left.remove(handle)
+
+    supervisor = Supervisor(cluster)
+    supervisor._runtime.owned, supervisor._runtime.stop = owned, stop
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(supervisor.run())
+        await is_asked(hang)
+        supervisor.request_stop()
+    assert stopped == [(make_handle(), cluster.config.runtime.stop_grace_s)]
+
+
+async def test_a_launcher_that_follows_a_change_can_be_stopped_while_the_driver_hangs(
+    cluster, hang
+) -> None:
+    async with keeping(cluster) as supervisor:
+        request = changes.ask(cluster.folder, cluster.path)
+        supervisor.request_change()
+        await is_asked(hang)
+    assert supervisor._beginning.change_id == request.id
+    assert supervisor._beginning.change_error.startswith("the launcher is asked to stop\n")
+
+
+async def test_a_change_is_refused_when_the_driver_does_not_answer(
+    cluster, hang, monkeypatch
+) -> None:
+    monkeypatch.setattr(asking, "ANSWER_S", 0.05)
+    async with keeping(cluster) as supervisor:
+        error = await asked(supervisor)
+    assert error.startswith("the NVIDIA driver has not answered for 0.05 s; ")
+    assert error.endswith("\nnothing was changed")
 
 
 # ---- whether a replica may be stopped
