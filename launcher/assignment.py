@@ -2,11 +2,13 @@
 
 Asked by `placement.py`. What runs stays where it is; what is named is looked up; the rest is given
 free GPUs in PCI bus order. Every refusal names the place in the config, what was found there and
-what could stand there instead.
+what could stand there instead. A machine that has lost a GPU, or its driver, moves nothing that
+runs: a replica that cannot have its GPUs for that is given none, and told why.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count as count_up
 
 from launcher.config import ClusterConfig, ModelConfig, leaves_room
 from launcher.device_request import Group, index_of
@@ -40,22 +42,56 @@ def wanted_models(config: ClusterConfig) -> list[Wanted]:
     ]
 
 
-def assign(
-    models: Sequence[Wanted], inventory: Inventory | None, running: Sequence[Sequence[Group | None]]
-) -> list[list[Group]]:
-    """For each model, the devices of each of its replicas; () for those that need none.
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """The devices of replica number `position`; none for those that need none.
 
-    `running`: for each model, by replica number, the devices of what runs. Raises PlacementError
-    with everything that cannot be. Without an inventory devices stay as written.
+    With `trouble` it cannot be started: it runs on where it is, or waits for somebody to see to it.
+    """
+
+    position: int
+    devices: Group
+    trouble: str = ""
+
+
+Running = Sequence[Group | None]
+"""By replica number, where it runs; () for one that is known and does not run, None for others."""
+
+
+def assign(
+    models: Sequence[Wanted],
+    inventory: Inventory | None,
+    running: Sequence[Running],
+    *,
+    is_lenient: bool = False,
+) -> list[list[Assigned]]:
+    """For each model, its replicas and their devices.
+
+    Raises PlacementError with everything that cannot be; `is_lenient`: for what is the machine's
+    fault only those have trouble that it hits. Without an inventory devices stay as written.
     """
     problems: list[str] = []
-    if inventory is None or inventory.state is not DriverState.OK:
+    if inventory is None:
         given = _unresolved(models, inventory, problems)
-    else:
+    elif inventory.state is DriverState.OK:
         given = _resolved(models, inventory, running, problems)
+    elif inventory.state is DriverState.BROKEN or _were_known(running):
+        given = [_unseen(*both, inventory) for both in zip(models, running, strict=True)]
+    else:
+        given = _unresolved(models, inventory, problems)
+    if not is_lenient:
+        problems += dict.fromkeys(one.trouble for model in given for one in model if one.trouble)
     if problems:
         raise PlacementError("\n".join(problems))
     return given
+
+
+def _numbered(groups: Iterable[Group]) -> list[Assigned]:
+    return [Assigned(position, group) for position, group in enumerate(groups)]
+
+
+def _without_gpus(wanted: Wanted) -> list[Assigned]:
+    return _numbered([()] * (wanted.model.replica_count or 1))
 
 
 # ---- this machine tells no GPUs
@@ -63,25 +99,26 @@ def assign(
 
 def _unresolved(
     models: Sequence[Wanted], inventory: Inventory | None, problems: list[str]
-) -> list[list[Group]]:
+) -> list[list[Assigned]]:
     """Devices as they are written; the others are counted from 0 on, past the named ones."""
     why = inventory.trouble if inventory and inventory.trouble else "that machine's are not known"
     named = {device for wanted in models for device in _named_devices(wanted)}
     by_uuid = sorted(device for device in named if index_of(device) is None)
     free = (f"cuda:{index}" for index in range(4096) if f"cuda:{index}" not in named)
-    given: list[list[Group]] = []
+    given: list[list[Assigned]] = []
     for wanted in models:
         request, replicas = wanted.model.wanted_devices, wanted.model.replica_count
         if not wanted.uses_gpus:
-            given.append([()] * (replicas or 1))
+            given.append(_without_gpus(wanted))
         elif request.kind == "named":
-            given.append(list(request.groups))
+            given.append(_numbered(request.groups))
         elif replicas is None or by_uuid:
             problems.append(_needs_the_machine(wanted, by_uuid, why))
             given.append([])
         else:
             shards = range(wanted.model.shards)
-            given.append([tuple(next(free) for _ in shards) for _ in range(replicas)])
+            groups = (tuple(next(free) for _ in shards) for _ in range(replicas))
+            given.append(_numbered(groups))
     return given
 
 
@@ -100,28 +137,83 @@ def _named_devices(wanted: Wanted) -> tuple[str, ...]:
     return wanted.model.wanted_devices.named if wanted.uses_gpus else ()
 
 
+# ---- it told them once
+
+
+def _were_known(running: Sequence[Running]) -> bool:
+    """Whether something runs on a GPU by its UUID."""
+    groups = (group for theirs in running for group in theirs if group)
+    return any(index_of(device) is None for group in groups for device in group)
+
+
+def _unseen(wanted: Wanted, running: Running, inventory: Inventory) -> list[Assigned]:
+    """What runs stays; what is named can be tried without a driver, not with a broken one."""
+    if not wanted.uses_gpus:
+        return _without_gpus(wanted)
+    model, place = wanted.model, f"{wanted.place}.devices"
+    groups = model.wanted_devices.groups
+    positions: Iterable[int] = range(model.replica_count or 0)
+    if model.replica_count is None:
+        positions = [at for at, theirs in enumerate(running) if theirs is not None] or [0]
+    given: list[Assigned] = []
+    for position in positions:
+        theirs, group = _at(running, position), groups[position] if groups else ()
+        trouble = f"{place}: {inventory.trouble}"
+        stays = len(theirs) == model.shards
+        if groups:
+            stays = len(theirs) == len(group) and all(map(_may_be, group, theirs))
+            trouble = trouble if inventory.state is DriverState.BROKEN else ""
+        if stays or not trouble:
+            given.append(Assigned(position, theirs if stays else group))
+        else:
+            given.append(Assigned(position, theirs or group, trouble))
+    return given
+
+
+def _at(running: Running, position: int) -> Group:
+    """Where it runs; () if it does not."""
+    return (running[position] or ()) if position < len(running) else ()
+
+
+def _may_be(written: str, uuid: str) -> bool:
+    """Whether a device of the config may mean a GPU that nobody can look up."""
+    return index_of(written) is not None or uuid.startswith(written)
+
+
 # ---- it does
 
 
 def _resolved(
     models: Sequence[Wanted],
     inventory: Inventory,
-    running: Sequence[Sequence[Group | None]],
+    running: Sequence[Running],
     problems: list[str],
-) -> list[list[Group]]:
-    named = [_named(wanted, inventory, problems) for wanted in models]
+) -> list[list[Assigned]]:
+    named = [
+        _named(wanted, inventory, theirs, problems)
+        for wanted, theirs in zip(models, running, strict=True)
+    ]
     free = _Free(inventory, _owners(models, named, problems))
     # What runs is kept, for all models, before anything is given to one that comes first.
     kept = [_kept(w, free, theirs) for w, theirs in zip(models, running, strict=True)]
-    given: list[list[Group]] = []
-    for wanted, groups, theirs in zip(models, named, kept, strict=True):
+    given: list[list[Assigned]] = []
+    for index, wanted in enumerate(models):
         if not wanted.uses_gpus:
-            given.append([()] * (wanted.model.replica_count or 1))
+            given.append(_without_gpus(wanted))
         elif wanted.model.wanted_devices.kind == "named":
-            given.append([tuple(one.uuid for one in group) for group in groups])
+            given.append([one.assigned(at) for at, one in enumerate(named[index])])
+        elif wanted.model.replica_count is None:
+            given.append(_all(wanted, free, kept[index], running[index], problems))
         else:
-            given.append(_chosen(wanted, free, theirs, problems))
+            given.append(_chosen(wanted, free, kept[index], wanted.model.replica_count, problems))
+        _refuse_ends(given[-1], running[index], problems)
     return given
+
+
+def _refuse_ends(given: list[Assigned], running: Running, problems: list[str]) -> None:
+    """Nothing that runs is given up for what then cannot start."""
+    lost = {one.trouble for one in given if not one.devices and _at(running, one.position)}
+    problems += sorted(lost - {""})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,21 +229,63 @@ class _Named:
         return self.written if same else f"{self.written}, which is {self.uuid},"
 
 
-def _named(wanted: Wanted, inventory: Inventory, problems: list[str]) -> list[list[_Named]]:
+@dataclass(frozen=True, slots=True)
+class _NamedGroup:
+    """One replica's, looked up; with `trouble` not all could be, and `devices` are not known."""
+
+    gpus: tuple[_Named, ...]
+    devices: Group
+    trouble: str = ""
+
+    def assigned(self, position: int) -> Assigned:
+        if self.trouble:
+            return Assigned(position, self.devices, self.trouble)
+        return Assigned(position, tuple(one.uuid for one in self.gpus))
+
+
+def _named(
+    wanted: Wanted, inventory: Inventory, running: Running, problems: list[str]
+) -> list[_NamedGroup]:
     """The named groups, looked up."""
     request = wanted.model.wanted_devices
-    groups = []
+    groups: list[_NamedGroup] = []
     for position, group in enumerate(request.groups if wanted.uses_gpus else ()):
         place = wanted.place + "." + dotted(request.place(position))
-        found = [_looked_up(place, device, inventory, problems) for device in group]
-        groups.append([one for one in found if one])
+        theirs = _at(running, position)
+        if _stays_unreached(group, theirs, inventory):
+            found = tuple(map(_Named, [place] * len(group), group, theirs))
+            groups.append(_NamedGroup(found, group))
+            continue
+        unknown: list[str] = []
+        looked_up = [_looked_up(place, device, inventory, unknown, problems) for device in group]
+        if not inventory.trouble:
+            problems += unknown
+            unknown = []
+        found = tuple(one for one in looked_up if one)
+        if unknown and theirs:  # wanted elsewhere, which cannot be now
+            group, found = theirs, tuple(_Named(place, uuid, uuid) for uuid in theirs)
+        groups.append(_NamedGroup(found, group, "; ".join(unknown)))
     return groups
 
 
-def _looked_up(place: str, device: str, inventory: Inventory, problems: list[str]) -> _Named | None:
+def _stays_unreached(group: Group, running: Group, inventory: Inventory) -> bool:
+    """Whether it runs where it is wanted, as far as its GPUs can be reached; some cannot."""
+    if len(group) != len(running) or all(map(inventory.find, running)):
+        return False
+    for written, uuid in zip(group, running, strict=True):
+        gpu = inventory.find(written)
+        is_it = gpu.uuid == uuid if gpu else _may_be(written, uuid) and not inventory.find(uuid)
+        if not is_it:
+            return False
+    return True
+
+
+def _looked_up(
+    place: str, device: str, inventory: Inventory, unknown: list[str], problems: list[str]
+) -> _Named | None:
     gpu = inventory.find(device)
     if gpu is None:
-        problems.append(f"{place}: {_unknown(device, inventory)}")
+        unknown.append(f"{place}: {_unknown(device, inventory)}")
         return None
     if gpu.mig_enabled and gpu.parent is None:
         slices = [one.uuid for one in inventory.slices_of(gpu)]
@@ -171,13 +305,13 @@ def _unknown(device: str, inventory: Inventory) -> str:
 
 
 def _owners(
-    models: Sequence[Wanted], named: Sequence[Sequence[Sequence[_Named]]], problems: list[str]
+    models: Sequence[Wanted], named: Sequence[Sequence[_NamedGroup]], problems: list[str]
 ) -> set[str]:
     """Every named GPU; two spellings of one GPU are found here."""
     owners: dict[str, int] = {}
     for index, (wanted, groups) in enumerate(zip(models, named, strict=True)):
         seen: set[str] = set()
-        for one in (one for group in groups for one in group):
+        for one in (one for group in groups for one in group.gpus):
             owner = owners.setdefault(one.uuid, index)
             if one.uuid in seen:
                 problems.append(f"{one.place}: found {one} a second time, expected each GPU once")
@@ -197,8 +331,16 @@ class _Free:
         self.inventory = inventory
         self.usable = [gpu.uuid for gpu in _usable(inventory)]
         self.uuids = [uuid for uuid in self.usable if uuid not in named]
+        self._taken = set(named)
+
+    def may_stay(self, device: str) -> bool:
+        """It is free, or it cannot be reached and nobody else has it."""
+        if self.inventory.find(device) is not None or index_of(device) is not None:
+            return device in self.uuids
+        return bool(self.inventory.trouble) and device not in self._taken
 
     def take(self, group: Group) -> None:
+        self._taken.update(group)
         self.uuids = [uuid for uuid in self.uuids if uuid not in group]
 
     def next(self, shards: int) -> Group:
@@ -207,36 +349,60 @@ class _Free:
         return group
 
 
-def _kept(wanted: Wanted, free: _Free, running: Sequence[Group | None]) -> dict[int, Group]:
+def _kept(wanted: Wanted, free: _Free, running: Running) -> dict[int, Group]:
     """By replica number, what runs where it may go on running."""
     shards, replicas = wanted.model.shards, wanted.model.replica_count
     if not wanted.uses_gpus or wanted.model.wanted_devices.kind == "named":
         return {}
-    if replicas is None:
-        replicas = len(free.uuids) // shards
     kept: dict[int, Group] = {}
     for position, group in enumerate(running[:replicas]):
-        if group and len(group) == shards and set(group) <= set(free.uuids):
+        if group and len(group) == shards and all(map(free.may_stay, group)):
             kept[position] = group
             free.take(group)
     return kept
 
 
 def _chosen(
-    wanted: Wanted, free: _Free, kept: dict[int, Group], problems: list[str]
-) -> list[Group]:
-    """GPUs for `auto`, `all` and counts: what runs stays, the others get free ones."""
-    shards, replicas = wanted.model.shards, wanted.model.replica_count
+    wanted: Wanted, free: _Free, kept: dict[int, Group], replicas: int, problems: list[str]
+) -> list[Assigned]:
+    """GPUs for `auto` and counts: what runs stays, the others get free ones."""
+    shards, trouble = wanted.model.shards, ""
     had = len(free.uuids) + len(kept) * shards
-    if replicas is None:  # `all`
-        replicas = had // shards
-        if not replicas or had % shards:
-            problems.append(_uneven(wanted, had, free.inventory))
-            return []
     if had < replicas * shards:
-        problems.append(_too_few(wanted, replicas, had, free))
+        trouble = _too_few(wanted, replicas, had, free)
+        if not free.inventory.trouble:
+            problems.append(trouble)
+            return []
+    return [_next(free, shards, kept, position, trouble) for position in range(replicas)]
+
+
+def _next(free: _Free, shards: int, kept: dict[int, Group], at: int, trouble: str) -> Assigned:
+    if at not in kept and len(free.uuids) < shards:
+        return Assigned(at, (), trouble)
+    return Assigned(at, kept.get(at) or free.next(shards))
+
+
+def _all(
+    wanted: Wanted, free: _Free, kept: dict[int, Group], running: Running, problems: list[str]
+) -> list[Assigned]:
+    """A replica on every GPU: where one runs it stays, and keeps its number."""
+    shards, lost = wanted.model.shards, free.inventory.trouble
+    had = len(free.uuids) + len(kept) * shards
+    trouble = _uneven(wanted, had, free.inventory)
+    if not had or (had % shards and not (lost and kept)):
+        problems.append(trouble)
         return []
-    return [kept.get(position) or free.next(shards) for position in range(replicas)]
+    known = (at for at, theirs in enumerate(running) if theirs is not None and lost)
+    last = max((*kept, *known), default=-1)
+    given: list[Assigned] = []
+    for position in count_up():
+        has_room = position in kept or len(free.uuids) >= shards
+        if position > last and not has_room:
+            return given
+        # One whose GPU was taken out of the machine is no more; of one that is lost it is told.
+        if has_room or lost:
+            given.append(_next(free, shards, kept, position, trouble))
+    return given
 
 
 def _uneven(wanted: Wanted, found: int, inventory: Inventory) -> str:

@@ -7,8 +7,10 @@ machine (driver, model folders) and may take a moment, so the event loop calls i
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from launcher.config import ClusterConfig
+from launcher.device_request import Group
 from launcher.engines import ENGINES
 from launcher.gpu import DriverState, GpuProcess, Inventory, strangers
 from launcher.gpus import GpuMonitor, read_inventory
@@ -23,61 +25,117 @@ from router.errors import DeviceError, OperatorError
 _MOST_NAMED = 3
 
 
-def desired(config: ClusterConfig, owned: Iterable[Handle] = ()) -> list[ReplicaSpec]:
+def desired(
+    config: ClusterConfig, owned: Iterable[Handle] = (), *, is_rehearsal: bool = False
+) -> list[ReplicaSpec]:
     """The replicas that are to run, with their GPUs by UUID; what runs stays where it is.
 
     Raises PlacementError (GPUs missing or too few, a model that cannot fit) and DeviceError (a
-    driver that is there but broken).
+    driver that is there but broken). Where something of the cluster runs, a lost GPU or driver is
+    told in the specs of the replicas that it hits instead, unless this `is_rehearsal`.
     """
-    inventory = machine_inventory(config)
-    running = {handle.replica_id: handle.devices for handle in owned if handle.devices}
-    size, names = sizer(config, inventory), known_names(config)
-    specs = replica_specs(config, inventory, running, size, names)
+    handles = list(owned)
+    is_lenient = bool(handles) and not is_rehearsal
+    inventory = _inventory(config) if is_lenient else machine_inventory(config)
+    record = _recorded(config)
+    known: dict[str, Group] = {one["id"]: () for one in record if not _is_leaving(one)}
+    known |= {handle.replica_id: handle.devices for handle in handles}
+    specs = replica_specs(
+        config,
+        inventory,
+        known if is_lenient else {name: devices for name, devices in known.items() if devices},
+        sizer(config, inventory),
+        _names(record),
+        {handle.replica_id: handle.fingerprint for handle in handles} if is_lenient else None,
+    )
     require_room((spec.model, spec.devices, spec.memory_fraction) for spec in specs)
     return specs
 
 
 def expected(config: ClusterConfig) -> list[ReplicaSpec]:
-    """The same for verbs that start nothing: as far as it can be told, and never an error."""
+    """The same for verbs that start nothing: as far as it can be told, and never an error.
+
+    The driver, which may hang, is not asked; how many `devices: all` are, the record knows.
+    """
+    record = _recorded(config)
+    names = _names(record)
     try:
-        return replica_specs(config, names=known_names(config))
-    except OperatorError:  # `devices: all`, which takes the machine to count
-        with suppress(OperatorError):
-            return desired(config)
+        return replica_specs(config, names=names)
+    except OperatorError:
+        known = {str(one["id"]): tuple(one["devices"]) for one in record if not _is_leaving(one)}
+        if not known:
+            return []
+    unasked = Inventory(DriverState.BROKEN, trouble="the driver was not asked")
+    with suppress(OperatorError):
+        return replica_specs(config, unasked, known, names=names, fingerprints={})
     return []
 
 
 def known_names(config: ClusterConfig) -> dict[str, str]:
     """What the ids of each model's replicas begin with, where the cluster is up already."""
+    return _names(_recorded(config))
+
+
+def _names(record: list[dict[str, Any]]) -> dict[str, str]:
+    return names_given((one["id"], one["model"]) for one in record)
+
+
+def _recorded(config: ClusterConfig) -> list[dict[str, Any]]:
+    """The replicas as the launcher last wrote them down; a broken record is none."""
     record = StateFolder(config.state_dir).read_record(STATUS_RECORD) or {}
-    with suppress(KeyError, TypeError):
-        return names_given((str(one["id"]), str(one["model"])) for one in record["replicas"])
-    return {}
+    with suppress(KeyError, TypeError, AttributeError):
+        return [
+            {
+                **one,
+                "id": str(one["id"]),
+                "model": str(one["model"]),
+                "devices": list(one.get("devices", ())),
+            }
+            for one in record["replicas"]
+        ]
+    return []
+
+
+def _is_leaving(replica: dict[str, Any]) -> bool:
+    """Its last: neither an operator drained it, nor does another take its place."""
+    kept = replica.get("drained") or replica.get("is_outdated")
+    return replica.get("phase") == "draining" and not kept
 
 
 def machine_inventory(config: ClusterConfig) -> Inventory | None:
     """The GPUs of the machine the replicas run on; None where nobody here can tell them."""
-    users = [f"models[{i}]" for i, model in enumerate(config.models) if config.uses_gpus(model)]
-    if not users or not config.runs_here:
-        return None
-    inventory = read_inventory()
-    if inventory.state is DriverState.BROKEN:
+    inventory = _inventory(config)
+    if inventory is not None and inventory.state is DriverState.BROKEN:
+        users = [f"models[{i}]" for i, one in enumerate(config.models) if config.uses_gpus(one)]
         found = "found a driver that cannot be used, expected GPUs"
         raise DeviceError(f"{users[0]}.devices: {found}: {inventory.trouble}")
     return inventory
+
+
+def _inventory(config: ClusterConfig) -> Inventory | None:
+    if not config.runs_here or not any(map(config.uses_gpus, config.models)):
+        return None
+    return read_inventory()
 
 
 def gpu_notes(
     config: ClusterConfig, specs: Iterable[ReplicaSpec], owned: Iterable[Handle]
 ) -> list[str]:
     """What an operator should know of the GPUs before replicas are put there."""
+    specs, owned = list(specs), list(owned)
+    running = {handle.replica_id for handle in owned}
+    notes = [
+        f"{spec.id}: {'runs on as it is' if spec.id in running else 'not started'}: {spec.trouble}"
+        for spec in specs
+        if spec.trouble
+    ]
     wanted = {device: spec.id for spec in specs for device in spec.devices}
     if not wanted or not config.runs_here:
-        return []
+        return notes
     with GpuMonitor() as monitor:
         readings = monitor.readings()
     used = {uuid: reading for uuid, reading in readings.items() if uuid in wanted}
-    notes = [
+    notes += [
         f"{wanted[uuid]}: its GPU {uuid} is in trouble: {reading.trouble}"
         for uuid, reading in used.items()
         if reading.trouble

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher.assignment import assign, wanted_models
+from launcher.assignment import Assigned, assign, wanted_models
 from launcher.config import MAX_REPLICAS, ClusterConfig, EngineConfig, ModelConfig, RuntimeConfig
 from launcher.device_request import Group
 from launcher.engines import ENGINES
@@ -19,6 +19,7 @@ from launcher.engines.base import Mount
 from launcher.engines.flags import Arg
 from launcher.gpu import Inventory
 from launcher.replica_ids import short_names
+from router.errors import PlacementError
 
 # What each kind of engine calls the number of requests that it works on at a time.
 _PERMIT_FLAGS = ("max-concurrent-requests", "max-num-seqs", "parallel")
@@ -51,6 +52,8 @@ class ReplicaSpec:
     shm_bytes: int | None
     start_timeout_s: float
     fingerprint: str
+    trouble: str = ""
+    """Why it cannot be started before somebody has seen to it; what runs of it runs on."""
 
     @property
     def shards(self) -> int:
@@ -81,6 +84,10 @@ class Sizing:
     memory_fraction: float | None = None
 
 
+class UnknownCard(PlacementError):
+    """What fits cannot be decided, as the GPU cannot be asked."""
+
+
 Size = Callable[[ModelConfig, EngineConfig, tuple[str, ...]], Sizing]
 
 
@@ -95,22 +102,36 @@ def replica_specs(
     running: Mapping[str, tuple[str, ...]] = {},
     size: Size = as_written,
     names: Mapping[str, str] = {},
+    fingerprints: Mapping[str, str] | None = None,
 ) -> list[ReplicaSpec]:
     """Every replica, in the config's order; ids are stable as long as models keep their names.
 
     `names`: by model, what ids of its replicas that are there already begin with.
+    `fingerprints`: of what runs, by replica id. With it a machine that has lost a GPU or its driver
+    is refused nothing: replicas that it hits have `trouble`, and run on as they are if they do.
     `running`: by replica id, the devices of what runs, which stays there where devices are chosen.
     Raises PlacementError when the GPUs are not there, or are not enough.
     """
     short = short_names([model.served_name for model in config.models], names)
     groups = assign(
-        wanted_models(config), inventory, [_running_of(name, running) for name in short]
+        wanted_models(config),
+        inventory,
+        [_running_of(name, running) for name in short],
+        is_lenient=fingerprints is not None,
     )
     around = _around(config.runtime)
     return [
-        _spec(f"{name}-{position}", model, config.engine_of(model), position, devices, size, around)
+        _spec(
+            f"{name}-{one.position}",
+            model,
+            config.engine_of(model),
+            one,
+            size,
+            around,
+            fingerprints or {},
+        )
         for name, model, given in zip(short, config.models, groups, strict=True)
-        for position, devices in enumerate(given)
+        for one in given
     ]
 
 
@@ -122,12 +143,19 @@ def _spec(
     replica_id: str,
     model: ModelConfig,
     engine: EngineConfig,
-    position: int,
-    devices: Group,
+    given: Assigned,
     size: Size,
     around: Mapping[str, Any],
+    running: Mapping[str, str],
 ) -> ReplicaSpec:
-    sizing = size(model, engine, devices)
+    trouble, sizing = given.trouble, as_written(model, engine, given.devices)
+    try:
+        if not trouble:
+            sizing = size(model, engine, given.devices)
+    except UnknownCard as exc:
+        if replica_id not in running:
+            raise
+        trouble = str(exc)
     wanted: dict[str, Any] = {
         "model_id": model.id,
         "revision": model.revision,
@@ -135,21 +163,26 @@ def _spec(
         "quantize": sizing.quantize,
         "max_input_tokens": model.max_input_tokens,
         "max_total_tokens": model.max_total_tokens,
-        "devices": devices,
+        "devices": given.devices,
         "memory_fraction": sizing.memory_fraction,
         "engine_name": engine.name,
         "engine_version": engine.version,
         "image": engine.image,
-        "args": engine.args_at(position),
+        "args": engine.args_at(given.position),
         "env": dict(engine.env),
         "volumes": tuple(engine.volumes),
         "shm_bytes": engine.shm_size,
     }
+    identity = {**wanted, **around, **_named(model, engine)}
+    if trouble:  # another spec than the one without: that one is to be started at once
+        identity["trouble"] = trouble
+    is_kept = bool(trouble) and replica_id in running
     return ReplicaSpec(
         id=replica_id,
         model=model.served_name,
         start_timeout_s=engine.start_timeout_s,
-        fingerprint=_fingerprint({**wanted, **around, **_named(model, engine)}),
+        fingerprint=running[replica_id] if is_kept else _fingerprint(identity),
+        trouble=trouble,
         **wanted,
     )
 

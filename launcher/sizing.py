@@ -17,7 +17,7 @@ from launcher.max_memory import memory_fraction
 from launcher.memory import Fit, fit
 from launcher.model_files import cached_snapshot, find_shape
 from launcher.model_shape import ModelError, ModelShape
-from launcher.placement import Size, Sizing
+from launcher.placement import Size, Sizing, UnknownCard
 from launcher.quantization_choice import Choice, choose
 from launcher.sizes import show_bytes
 from router.errors import PlacementError
@@ -57,7 +57,7 @@ def sizer(config: ClusterConfig, inventory: Inventory | None) -> Size:
 
     def size(model: ModelConfig, engine: EngineConfig, devices: tuple[str, ...]) -> Sizing:
         assessed = assess(model, engine, devices, inventory, shapes)
-        _refuse_impossible(places[id(model)], model, assessed, needs_gpu=bool(devices))
+        _refuse_impossible(places[id(model)], model, assessed, len(devices))
         if assessed.choice is None:
             quantize = None if model.quantize == AUTO else model.quantize
             return Sizing(quantize, model.dtype, assessed.fraction)
@@ -257,13 +257,15 @@ def _added(shares: Iterable[tuple[str, float]]) -> str:
 
 
 def _refuse_impossible(
-    place: str, model: ModelConfig, assessed: Assessment, *, needs_gpu: bool
+    place: str, model: ModelConfig, assessed: Assessment, needed_gpus: int
 ) -> None:
     """Raises PlacementError for what cannot work whatever the estimates are worth."""
-    found = assessed.fit
+    found, needs_gpu = assessed.fit, needed_gpus > 0
+    is_unseen = len(assessed.gpus) < needed_gpus
     # 1. `auto` must be able to choose.
     if model.quantize == AUTO and assessed.choice is None and needs_gpu:
-        raise PlacementError(
+        kind = UnknownCard if is_unseen else PlacementError
+        raise kind(
             f"{place}.quantize: found auto, but {assessed.unknown}; name a way (or none) instead"
         )
     if model.quantize == AUTO and assessed.choice is not None and not assessed.choice.works:
@@ -273,8 +275,8 @@ def _refuse_impossible(
             f"{_card(assessed)}: {tried}"
         )
     # 2. A budget needs a card to be a share of.
-    if model.max_memory is not None and needs_gpu and not assessed.gpus:
-        raise PlacementError(
+    if model.max_memory is not None and needs_gpu and is_unseen:
+        raise UnknownCard(
             f"{place}.max_memory: found a budget, but {assessed.unknown}; set the engine's own "
             "flag (cuda-memory-fraction or gpu-memory-utilization) instead"
         )

@@ -189,7 +189,7 @@ class Subject:
         assert self.config is not None
         if self.looks_at_gpus:
             self.driver.answer()  # a driver that hangs is waited for only once
-        return desired(self.config, self.running)
+        return desired(self.config, self.running, is_rehearsal=True)
 
     def _look_at_docker(self) -> DockerLook:
         with closing(self.engine.connect(min(CALL_S, self.docker_limit_s))) as api:

@@ -28,7 +28,7 @@ _COLUMNS = 90
 def run(cluster: Cluster) -> int:
     """Raises whatever would refuse the start."""
     handles, away = _running(cluster)
-    specs = desired(cluster.config, handles)
+    specs = desired(cluster.config, handles, is_rehearsal=True)
     print(f"# cluster {cluster.config.cluster}: dry run, nothing is started")
     for change in _changes(cluster, specs, handles):
         print(f"# {change}")

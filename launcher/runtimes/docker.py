@@ -123,7 +123,8 @@ class DockerRuntime:
             of_that_name = {CLUSTER: self._config.cluster}
             require_no_other_home(await self._containers.labelled(of_that_name), self._marks)
         for spec in specs:
-            injection_of(docker.gpu_injection, spec.devices, facts)
+            if not spec.trouble:  # else it is not started
+                injection_of(docker.gpu_injection, spec.devices, facts)
             mounts, cache = self._command_of(spec, str(docker.cache_dir)).mounts, docker.cache_dir
             require_possible(mounts, docker)
             require_folders([m for m in mounts if m.source == str(cache)], cache, None)

@@ -33,7 +33,8 @@ def given(models, inventory=FOUR, running=None, engine="tgi"):
     """What each model's replicas get, in one list per model."""
     named = [{"id": f"m{index}", **model} for index, model in enumerate(models)]
     config = ClusterConfig.model_validate({"models": named, "engine": engine})
-    return assign(wanted_models(config), inventory, running or [[] for _ in models])
+    found = assign(wanted_models(config), inventory, running or [[] for _ in models])
+    return [[one.devices for one in model] for model in found]
 
 
 def refused(models, inventory=FOUR, **more):
@@ -90,7 +91,11 @@ def test_an_engine_on_the_cpu_leaves_the_gpus_to_others():
     models = [{"devices": "cpu", "replicas": 2, "engine": "llamacpp"}, {"devices": "all"}]
     config = [{"id": "/a.gguf", **models[0]}, {"id": "b", **models[1]}]
     wanted = wanted_models(ClusterConfig.model_validate({"models": config, "engine": "tgi"}))
-    assert names(assign(wanted, FOUR, [[], []])) == [[], ["00", "11", "22", "33"]]
+    found = assign(wanted, FOUR, [[], []])
+    assert names([[one.devices for one in model] for model in found]) == [
+        [],
+        ["00", "11", "22", "33"],
+    ]
 
 
 # ---- what runs
@@ -289,3 +294,92 @@ def test_without_a_driver_nobody_is_given_a_gpu_that_another_may_name_by_uuid():
         "models[1].devices: found none, which is auto, expected names, as other models name "
         "theirs by UUID (GPU-1) and might get the same GPUs: no NVIDIA driver is installed here"
     ]
+
+
+# ---- a GPU, or the driver, is lost while replicas run
+
+
+LOST_2 = machine(G0, G1, G3, trouble="cuda:2: GPU is lost")
+BROKEN = Inventory(DriverState.BROKEN, trouble="driver/library version mismatch")
+U0, U1, U2, U3 = (("GPU-00",), ("GPU-11",), ("GPU-22",), ("GPU-33",))
+
+
+def forgiven(models, inventory, running):
+    """By replica of each model, its devices, and "!" for one in trouble."""
+    named = [{"id": f"m{index}", **model} for index, model in enumerate(models)]
+    config = ClusterConfig.model_validate({"models": named, "engine": "tgi"})
+    found = assign(wanted_models(config), inventory, running, is_lenient=True)
+    return [
+        {one.position: (*one.devices, "!") if one.trouble else one.devices for one in model}
+        for model in found
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "running", "expected"),
+    [
+        # 1. Its replica is dead: it is told, the others stay.
+        ({"devices": [0, 1, 2, 3]}, [U0, U1, (), U3], {0: U0, 1: U1, 2: ("cuda:2", "!"), 3: U3}),
+        ({"devices": ["GPU-22", "GPU-33"]}, [None, U3], {0: ("GPU-22", "!"), 1: U3}),
+        ({"devices": 4}, [U0, U1, (), U3], {0: U0, 1: U1, 2: ("!",), 3: U3}),
+        ({"devices": "all"}, [U0, U1, (), U3], {0: U0, 1: U1, 2: ("!",), 3: U3}),
+        ({"devices": "all"}, [U0, U1, None, U3], {0: U0, 1: U1, 2: ("!",), 3: U3}),
+        ({"devices": "all"}, [U0, U3, U1, ()], {0: U0, 1: U3, 2: U1, 3: ("!",)}),
+        # 2. It runs: it stays, whatever cannot be reached.
+        ({"devices": [0, 1, 2]}, [U0, None, U2], {0: U0, 1: U1, 2: U2}),
+        ({"devices": ["GPU-2"]}, [U2], {0: U2}),
+        ({"devices": [[1, 2]]}, [("GPU-11", "GPU-22")], {0: ("GPU-11", "GPU-22")}),
+        ({"devices": 4}, [U0, U2, U1, U3], {0: U0, 1: U2, 2: U1, 3: U3}),
+        ({"devices": "all"}, [U0, U1, U2], {0: U0, 1: U1, 2: U2, 3: U3}),
+        # 3. Another GPU is free.
+        ({"devices": 3}, [U0, U1, ()], {0: U0, 1: U1, 2: U3}),
+        ({"devices": [[0, 1]]}, [U0], {0: ("GPU-00", "GPU-11")}),
+        ({"devices": [2, 0]}, [None, None], {0: ("cuda:2", "!"), 1: U0}),
+        # 4. It is to move to the lost one: it runs on where it is.
+        ({"devices": [2]}, [U0], {0: ("GPU-00", "!")}),
+        ({"devices": ["GPU-22"]}, [U0], {0: ("GPU-00", "!")}),
+    ],
+)  # fmt: skip
+def test_a_lost_gpu_hits_its_own_replica_only(model, running, expected):
+    assert forgiven([model], LOST_2, [running]) == [expected]
+
+
+def test_a_gpu_that_was_taken_out_leaves_no_replica_of_all_behind():
+    three = machine(G0, G1, G3)
+    assert forgiven([{"devices": "all"}], three, [[U0, U1, (), U3]]) == [{0: U0, 1: U1, 3: U3}]
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        [{"devices": [0, "GPU-00"]}],
+        [{"devices": [0]}, {"devices": ["GPU-00"]}],
+        # Two that run would have to go for one that could start, and two that could not.
+        [{"replicas": 3, "gpus_per_replica": 2}],
+    ],
+)
+def test_what_the_config_cannot_mean_is_refused_beside_a_lost_gpu(models):
+    with pytest.raises(PlacementError, match=r"a second time|which models\[0\] has|replicas: "):
+        forgiven(models, LOST_2, [[U0, U1, U3], [None]][: len(models)])
+
+
+@pytest.mark.parametrize("inventory", [NO_DRIVER, BROKEN])
+@pytest.mark.parametrize(
+    ("model", "running", "expected"),
+    [
+        ({"devices": 3}, [U3, (), U1], {0: U3, 1: ("!",), 2: U1}),
+        ({}, [U3], {0: U3}),
+        ({"devices": "all"}, [U3, (), U1, None], {0: U3, 1: ("!",), 2: U1}),
+        ({"devices": [0, 3]}, [U0, U3], {0: U0, 1: U3}),
+        ({"devices": ["GPU-3", "GPU-00"]}, [U3, U0], {0: U3, 1: U0}),
+        ({"gpus_per_replica": 2}, [U3], {0: ("GPU-33", "!")}),
+    ],
+)
+def test_without_the_driver_what_runs_keeps_its_uuids(inventory, model, running, expected):
+    assert forgiven([model], inventory, [running]) == [expected]
+
+
+def test_named_gpus_are_tried_without_a_driver_but_not_with_a_broken_one():
+    model, running = {"devices": ["GPU-00", "GPU-11"]}, [U0, None]
+    assert forgiven([model], NO_DRIVER, [running]) == [{0: U0, 1: U1}]
+    assert forgiven([model], BROKEN, [running]) == [{0: U0, 1: ("GPU-11", "!")}]

@@ -162,13 +162,139 @@ def test_where_there_is_no_driver_devices_stay_as_written() -> None:
     assert refusal.startswith("models[0].devices: found all, expected GPUs by name or a number")
 
 
+EVERY = [{"id": "m", "devices": "all"}]
+
+
 def test_verbs_that_start_nothing_are_never_refused(nvml: FakeNvml) -> None:
-    gpu = nvml.add_gpu()
-    every = config([{"id": "m", "devices": "all"}])
-    assert devices(expected(every)) == {"replica-0": (gpu.uuid,)}
-    assert devices(expected(config([{"id": "m", "devices": [7]}]))) == {"replica-0": ("cuda:7",)}
     nvml.fail_init(9)
-    assert expected(every) == []
+    assert devices(expected(config([{"id": "m", "devices": [7]}]))) == {"replica-0": ("cuda:7",)}
+    assert expected(config(EVERY)) == []
+
+
+def test_how_many_all_are_the_record_knows_and_no_driver_is_asked(nvml: FakeNvml, monkeypatch):
+    def hangs():
+        pytest.fail("the driver was asked")
+
+    monkeypatch.setattr("launcher.desired.read_inventory", hangs)
+    every = config(EVERY)
+    record(
+        every,
+        {"id": "replica-0", "model": "m", "devices": ("GPU-2",), "phase": "ready"},
+        {"id": "replica-1", "model": "m", "devices": (), "phase": "failed"},
+        {"id": "replica-2", "model": "m", "devices": ("GPU-0",), "phase": "draining",
+         "is_outdated": True},
+        {"id": "replica-3", "model": "m", "devices": ("GPU-1",), "phase": "draining",
+         "drained": True},
+        {"id": "replica-5", "model": "m", "devices": ("GPU-5",), "phase": "draining"},
+    )  # fmt: skip
+    assert [spec.id for spec in expected(every)] == [f"replica-{n}" for n in range(4)]
+
+
+# ---- GPUs and drivers that are lost while replicas run
+
+
+def at(make_handle, specs):
+    """What runs, as its specs were."""
+    return [
+        replace(make_handle(spec.id), devices=spec.devices, fingerprint=spec.fingerprint)
+        for spec in specs
+    ]
+
+
+FORMS = [
+    {"devices": ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]},
+    {"devices": 4},
+    {"replicas": 4},
+    {"devices": "all"},
+    {"devices": 4, "quantize": "auto", "id": "lmsys/vicuna-7b-v1.5"},
+    {"devices": 4, "max_memory": "60GiB"},
+    {"devices": "all", "max_memory": {n: "60GiB" for n in range(4)}},
+]
+
+
+@pytest.mark.parametrize("model", FORMS)
+def test_a_lost_gpu_is_trouble_of_the_replica_on_it_only(nvml: FakeNvml, make_handle, model):
+    gpus = [nvml.add_gpu() for _ in range(4)]
+    one = config([{"id": "m", **model}])
+    before = desired(one)
+    nvml.lose(gpus[2])
+    after = desired(one, at(make_handle, before[:2] + before[3:]))
+    assert [spec.id for spec in after] == [spec.id for spec in before]
+    for old, new in zip(before, after, strict=True):
+        assert (old == new) is (old.id != "replica-2")
+    assert "cuda:2: GPU is lost" in after[2].trouble
+    assert after[2].fingerprint != before[2].fingerprint
+    (note, *_) = gpu_notes(one, after, at(make_handle, before[:2] + before[3:]))
+    assert note.startswith("replica-2: not started: models[0].")
+
+
+@pytest.mark.parametrize("model", FORMS)
+def test_a_replica_that_runs_on_a_gpu_that_cannot_be_reached_stays_there(
+    nvml: FakeNvml, make_handle, model
+):
+    gpus = [nvml.add_gpu() for _ in range(4)]
+    one = config([{"id": "m", **model}])
+    before = desired(one)
+    nvml.lose(gpus[2])
+    after = desired(one, at(make_handle, before))
+    assert devices(after) == devices(before)
+    assert [s.fingerprint for s in after] == [s.fingerprint for s in before]
+
+
+@pytest.mark.parametrize("model", FORMS)
+def test_a_driver_that_breaks_moves_nothing_that_runs(nvml: FakeNvml, make_handle, model):
+    for _ in range(4):
+        nvml.add_gpu()
+    one = config([{"id": "m", **model}])
+    before = desired(one)
+    record(one, *({"id": s.id, "model": s.model, "devices": s.devices} for s in before))
+    nvml.fail_init(18)  # driver and library are of two versions, after an update
+    after = desired(one, at(make_handle, before[:1] + before[2:]))
+    assert [spec.id for spec in after] == [spec.id for spec in before]
+    for old, new in zip(before, after, strict=True):
+        if old.id != "replica-1":
+            assert (new.devices, new.fingerprint) == (old.devices, old.fingerprint)
+    assert "driver cannot be used" in after[1].trouble
+
+
+def test_replicas_without_a_gpu_are_adopted_whatever_the_driver_says(
+    nvml: FakeNvml, make_handle
+) -> None:
+    nvml.fail_init(18)
+    mixed = config([{"id": "a", "engine": "simulator"}, {"id": "b", "devices": [0]}])
+    (plain, troubled) = desired(mixed, [make_handle("a-0")])
+    assert (plain.trouble, troubled.id) == ("", "b-0")
+    assert "driver cannot be used" in troubled.trouble
+
+
+@pytest.mark.parametrize("model", FORMS[:3])
+def test_first_starts_and_rehearsals_are_refused_what_the_machine_has_lost(
+    nvml: FakeNvml, make_handle, model
+) -> None:
+    gpus = [nvml.add_gpu() for _ in range(4)]
+    one = config([{"id": "m", **model}])
+    running = at(make_handle, desired(one)[:1])
+    nvml.lose(gpus[2])
+    with pytest.raises(PlacementError, match="GPU is lost"):
+        desired(one)
+    with pytest.raises(PlacementError, match="GPU is lost"):
+        desired(one, running, is_rehearsal=True)
+    nvml.fail_init(9)
+    with pytest.raises(DeviceError):
+        desired(one, running, is_rehearsal=True)
+
+
+@pytest.mark.parametrize(
+    "model", [{"devices": [0, 7]}, {"devices": [0, "GPU-f"]}, {"replicas": 5}, {"devices": 5}]
+)
+def test_mistakes_in_the_config_are_refused_beside_what_runs(
+    nvml: FakeNvml, make_handle, model
+) -> None:
+    for _ in range(4):
+        nvml.add_gpu()
+    running = at(make_handle, desired(config([{"id": "m", "devices": [0]}])))
+    with pytest.raises(PlacementError, match=r"models\[0\]"):
+        desired(config([{"id": "m", **model}]), running)
 
 
 @pytest.mark.parametrize(
