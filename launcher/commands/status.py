@@ -32,11 +32,15 @@ def run(path: Path, *, as_json: bool = False) -> int:
 
 
 def exit_code(current: "ClusterStatus", wanted: set[str]) -> int:
-    """What scripts go by; replicas that the config no longer wants do not count."""
+    """What scripts go by; replicas that the config no longer wants do not count.
+
+    Where nobody can tell what is wanted (`devices: all`, no record), it is not all up.
+    """
     if not current.runs:
         return NOTHING_RUNS
     up = {replica.id for replica in current.replicas if replica.is_up}
-    return READY if wanted <= up and current.router_serves else NOT_READY
+    is_all_up = bool(wanted) and wanted <= up
+    return READY if is_all_up and current.router_serves else NOT_READY
 
 
 def _show(current: "ClusterStatus", cluster: Cluster) -> None:

@@ -8,6 +8,7 @@ import pytest
 from launcher import processes, status
 from launcher.cluster import Cluster
 from launcher.commands import status as status_command
+from launcher.desired import expected
 from launcher.instance import Phase
 from launcher.processes import ProcessId
 from launcher.runtimes import Handle
@@ -206,6 +207,31 @@ def test_the_exit_code_says_whether_what_is_wanted_is_up(phases, router, code: i
     pid = None if router is Phase.STOPPED else 5
     shown = ClusterStatus("c", "http://e", replicas, RouterStatus(router, pid))
     assert status_command.exit_code(shown, {"a", "b"}) == code
+
+
+def test_where_nobody_can_tell_what_is_wanted_not_all_is_up() -> None:
+    replicas = (ReplicaStatus("a", "m", Phase.READY),)
+    shown = ClusterStatus("c", None, replicas, RouterStatus(Phase.READY, 1), launcher_pid=1)
+    assert status_command.exit_code(shown, {"a"}) == status_command.READY
+    assert status_command.exit_code(shown, set()) == status_command.NOT_READY
+
+
+def test_with_all_devices_the_replicas_that_were_are_wanted(folder, monkeypatch) -> None:
+    """And a driver that hangs keeps nobody from looking."""
+    monkeypatch.setattr("launcher.desired.read_inventory", lambda: pytest.fail("it was asked"))
+    path = folder.path / "fleet.yaml"
+    path.write_text(
+        "models: [{id: m, devices: all}]\nengine: tgi\n"
+        f"runtime: {{state_dir: {folder.path}}}\nrouter: {{port: 1234}}\n"
+    )
+    every = Cluster.load(path)
+    ref = own_ref()
+    failed = ReplicaStatus("replica-1", "m", Phase.FAILED, reason="given up")
+    ready = ReplicaStatus("replica-0", "m", Phase.READY, "http://x:1", 0, 3, ref, devices=("G",))
+    with ClusterLock(every.folder):
+        write(every, ready, failed)
+        assert status_command.run(path) == status_command.NOT_READY
+        assert [spec.id for spec in expected(every.config)] == ["replica-0", "replica-1"]
 
 
 async def test_without_a_launcher_what_died_beside_others_says_who_starts_it(cluster) -> None:
