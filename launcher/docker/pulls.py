@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.docker.engine import DockerEngine, read_all
-from launcher.docker.refusals import NotThere, Refused, pull_error
+from launcher.docker.refusals import (
+    NotThere,
+    Refused,
+    is_credentials_trouble,
+    is_login_wanted,
+    pull_error,
+)
 from router.errors import StartError
 
 if TYPE_CHECKING:
@@ -81,7 +87,7 @@ class Pulls:
         said, said_s = progress.text, time.monotonic() - _SAY_EVERY_S
 
         def begin(api: "APIClient") -> Any:
-            return api.pull(image, stream=True, decode=True)
+            return _begin(api, image)
 
         def each(event: Mapping[str, Any]) -> None:
             nonlocal said, said_s
@@ -102,6 +108,23 @@ class Pulls:
     def _say(self, image: str, text: str) -> None:
         for say in self._listeners.get(image, ()):
             say(text)
+
+
+def _begin(api: "APIClient", image: str) -> Any:
+    """The reply to a pull, without a login where this user's logins cannot be got: most images
+    need none. One that does need it is refused for what keeps them from us."""
+    from docker.errors import APIError, DockerException
+
+    try:
+        return api.pull(image, stream=True, decode=True)
+    except DockerException as exc:
+        if not is_credentials_trouble(str(exc)):
+            raise
+        log.debug("docker: %s is pulled without a login: %s", image, exc)
+        try:
+            return api.pull(image, stream=True, decode=True, auth_config={})
+        except APIError as refused:
+            raise exc if is_login_wanted(str(refused)) else refused from None
 
 
 def _problem_of(event: Mapping[str, Any]) -> str:

@@ -174,6 +174,27 @@ def pull_error(text: str, image: str) -> StartError:
     return _error(text, f"cannot pull the image {image}", _PULL)
 
 
+def is_login_wanted(text: str) -> bool:
+    """Whether a pull was refused for want of a login, as far as a registry tells that."""
+    return bool(re.search("unauthorized|denied|forbidden|authentication required", text.lower()))
+
+
+def is_credentials_trouble(words: str) -> bool:
+    """Whether the SDK could not even find out which login to use."""
+    return "credentials store error" in words.lower()
+
+
+def credentials_error(words: str) -> StartError:
+    """The helper that keeps this user's logins does not work, from the SDK's words."""
+    helper = re.search(r"docker-credential-[\w.-]*\w", words)
+    return StartError(
+        f"cannot get your logins for registries from {helper[0] if helper else 'their helper'}: "
+        f"install it, or take credsStore and credHelpers out of ~/.docker/config.json and `docker "
+        f"login` again ({_short(words)})",
+        is_slow=True,
+    )
+
+
 def is_port_taken(refused: Refused) -> bool:
     words = refused.text.lower()
     return "port is already allocated" in words or "address already in use" in words
@@ -194,6 +215,8 @@ def not_answering(words: str, where: str, *, was_reached: bool = False) -> Opera
             recoverable=was_reached,
             is_slow=was_reached,
         )
+    if is_credentials_trouble(words):
+        return credentials_error(words)
     if "invalid bind address" in lower or "paramiko" in lower or "no longer supported" in lower:
         return StartError(f"runtime.docker.url: {where}: {_short(words)}", recoverable=False)
     # 2. It is not there now, and may be later.

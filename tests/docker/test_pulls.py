@@ -56,11 +56,15 @@ class Registry:
         self.first_half_sent, self.may_go_on = asyncio.Event(), asyncio.Event()
         self.may_go_on.set()
         self.is_spoilt = False
+        self.is_locked = False
 
     async def root(self, request):
         return web.json_response({})
 
     async def manifests(self, request):
+        if self.is_locked:
+            denied = {"errors": [{"code": "DENIED", "message": "access is denied"}]}
+            return web.json_response(denied, status=403)
         if request.match_info["tag"] not in ("1", digest_of(self.manifest)):
             unknown = {"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}
             return web.json_response(unknown, status=404)
@@ -169,3 +173,40 @@ async def test_a_cancelled_pull_ends_at_once_and_may_be_begun_again(pulls, regis
     registry.may_go_on.set()
     await within(pulls.ensure(image, "missing", print))
     assert await has(docker_client, image)
+
+
+@pytest.fixture
+def no_helper(tmp_path, monkeypatch):
+    """This user's logins are kept by a program that is not installed."""
+    (tmp_path / "config.json").write_text('{"credsStore": "gpu-fleet-none"}')
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+
+
+# The SDK also says it as a warning.
+_no_warning = pytest.mark.filterwarnings("ignore:docker-credential-gpu-fleet-none:UserWarning")
+_helper = pytest.mark.usefixtures("no_helper")
+
+
+def without_helper(test):
+    return _no_warning(_helper(test))
+
+
+@without_helper
+async def test_an_open_image_is_pulled_though_logins_cannot_be_got(pulls, registry, docker_client):
+    image = f"{registry.name}:1"
+    await within(pulls.ensure(image, "missing", print))
+    assert await has(docker_client, image)
+
+
+@without_helper
+async def test_an_image_that_needs_a_login_is_refused_for_what_keeps_it_from_us(pulls, registry):
+    registry.is_locked = True
+    with pytest.raises(StartError, match="docker-credential-gpu-fleet-none") as caught:
+        await within(pulls.ensure(f"{registry.name}:1", "missing", print))
+    assert caught.value.is_slow
+
+
+@without_helper
+async def test_an_unknown_tag_is_one_also_where_logins_cannot_be_got(pulls, registry):
+    with pytest.raises(StartError, match="no such tag"):
+        await within(pulls.ensure(f"{registry.name}:2", "missing", print))

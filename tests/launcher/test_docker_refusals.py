@@ -222,3 +222,12 @@ def test_an_engine_that_cannot_be_asked(words, kind, said):
     assert said in str(error)
     assert "unix:///x.sock" in str(error)
     assert getattr(error, "recoverable", True) is (kind is RuntimeAway)
+
+
+def test_logins_that_cannot_be_got_are_their_helpers_fault():
+    words = "StoreError('docker-credential-desktop not installed or not available in PATH')"
+    error = not_answering(f"Credentials store error: {words}", "unix:///x.sock")
+    assert isinstance(error, StartError)
+    assert "from docker-credential-desktop: install it" in str(error)
+    assert "~/.docker/config.json" in str(error)
+    assert (error.recoverable, error.is_slow) == (True, True)
