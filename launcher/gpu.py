@@ -110,7 +110,8 @@ class GpuEvent:
     """Something went wrong on a GPU. `code` is the XID's number.
 
     Fatal for the GPU: no restart helps, it has to be left alone until a person has seen to it.
-    Otherwise the program on it is to blame or has died of it, and may be started again there.
+    Otherwise the program on it is to blame or has died of it, and may be started again there; or
+    the GPU works on and only wants to be looked after some time.
     """
 
     uuid: str

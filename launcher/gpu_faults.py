@@ -9,6 +9,7 @@ from launcher.gpu import GpuEvent
 
 NOT_SUPPORTED = 3
 NO_PERMISSION = 4
+NOT_FOUND = 6
 TIMEOUT = 10
 LIBRARY_NOT_FOUND = 12
 FUNCTION_NOT_FOUND = 13
@@ -33,7 +34,7 @@ _DRIVER_ADVICE = {
 }
 _GPU_ADVICE = {
     NO_PERMISSION: _DRIVER_ADVICE[NO_PERMISSION],
-    6: "it is not there any more; a changed MIG layout is seen after a restart",
+    NOT_FOUND: "it is not there any more; a changed MIG layout is seen after a restart",
     2: "it is not there any more; a changed MIG layout is seen after a restart",
     8: "see that its power cables are plugged in",
     14: _REPLACE,
@@ -42,8 +43,8 @@ _GPU_ADVICE = {
     999: _DRIVER_ADVICE[999],
 }
 
-# XIDs that a program brings upon itself; all others are held against the GPU, as NVIDIA's own
-# Kubernetes device plugin does.
+# XIDs that a program brings upon itself, and those that only tell of what was done or is to be done
+# about a fault; all others are held against the GPU, as NVIDIA's own Kubernetes device plugin does.
 _PROGRAM_XIDS = {
     13: "a program's kernel failed (graphics engine exception)",
     31: "a program touched memory that is not its own (MMU fault)",
@@ -52,9 +53,12 @@ _PROGRAM_XIDS = {
     68: "the video decoder failed on a program's data (NVDEC0 exception)",
     109: "a program hung in a context switch (CTXSW timeout)",
 }
+_NOTED_XIDS = {
+    63: ("a faulty memory row was marked for remapping", "reset the GPU when it is idle"),
+    154: ("what the GPU needs to recover has changed", "look at `dmesg | grep -i xid`"),
+}
 _GPU_XIDS = {
     48: ("uncorrectable memory error (double-bit ECC)", f"reset it; {_REPLACE}"),
-    63: ("a faulty memory row was marked for remapping", "reset it to bring the remap into effect"),
     64: ("a faulty memory row could not be remapped", f"reset it; {_REPLACE}"),
     74: ("NVLink error", f"reset the GPU and its NVLink peers; {_REPLACE}"),
     79: ("the GPU has fallen off the bus", _REBOOT),
@@ -91,8 +95,9 @@ def xid_event(uuid: str, code: int) -> GpuEvent:
     """Whether a fault report ends the use of the GPU or only of what ran on it."""
     if code in _PROGRAM_XIDS:
         return GpuEvent(uuid, "xid", code, False, f"XID {code}: {_PROGRAM_XIDS[code]}")
-    what, advice = _GPU_XIDS.get(code, _UNKNOWN_XID)
-    return GpuEvent(uuid, "xid", code, True, f"XID {code}: {what}; {advice}")
+    is_fatal = code not in _NOTED_XIDS
+    what, advice = _NOTED_XIDS.get(code) or _GPU_XIDS.get(code, _UNKNOWN_XID)
+    return GpuEvent(uuid, "xid", code, is_fatal, f"XID {code}: {what}; {advice}")
 
 
 def ecc_event(uuid: str) -> GpuEvent:
@@ -104,6 +109,14 @@ def ecc_event(uuid: str) -> GpuEvent:
 def lost_event(uuid: str, trouble: str) -> GpuEvent:
     """A GPU that no longer answers."""
     return GpuEvent(uuid, "lost", None, True, trouble)
+
+
+def blind_trouble(words: str, code: int) -> str:
+    """All GPUs at once refuse: more likely this process may not ask any more."""
+    return (
+        f"the launcher's own access to the driver is gone: no GPU answers any more ({words}). "
+        f"Replicas are left alone, and faults of their GPUs go unseen; {gpu_advice(code)}"
+    )
 
 
 def slowdowns(mask: int) -> tuple[str, ...]:

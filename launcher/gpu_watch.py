@@ -23,6 +23,7 @@ class GpuWatch:
     def __init__(self, on_event: Callable[[GpuEvent], None]) -> None:
         self._on_event = on_event
         self._over = threading.Event()
+        self._trouble = ""
 
     async def run(self) -> None:
         """Returns only by cancellation; without a driver there is just nothing to tell."""
@@ -41,6 +42,15 @@ class GpuWatch:
             while not self._over.is_set():
                 for event in monitor.wait_events(_WAIT_S):
                     self._tell(loop, event)
+                self._note(monitor.trouble)
+
+    def _note(self, trouble: str) -> None:
+        """Told when it begins and when it ends; it is nobody's fault, so it is no event."""
+        if trouble and not self._trouble:
+            log.error("GPUs: %s", trouble)
+        elif self._trouble and not trouble:
+            log.warning("GPUs: the driver answers again")
+        self._trouble = trouble
 
     def _tell(self, loop: asyncio.AbstractEventLoop, event: GpuEvent) -> None:
         try:

@@ -21,6 +21,7 @@ from launcher.gpu_faults import (
     NO_PERMISSION,
     NOT_SUPPORTED,
     TIMEOUT,
+    blind_trouble,
     driver_advice,
     ecc_event,
     gpu_advice,
@@ -29,6 +30,7 @@ from launcher.gpu_faults import (
     slowdowns,
     xid_event,
 )
+from launcher.gpu_losses import Losses
 
 _LIBRARY = "libnvidia-ml.so.1"
 _DOUBLE_BIT_ECC, _XID = 0x2, 0x8
@@ -52,11 +54,12 @@ class GpuMonitor:
     """
 
     inventory: Inventory
+    trouble: str = ""  # why no GPU could be asked when events were last waited for
 
     def __init__(self) -> None:
         self._handles: dict[str, Any] = {}
         self._events: _EventSet | None = None
-        self._lost: set[str] = set()
+        self._losses = Losses()
         self._waiting = threading.Lock()
         self._is_closed = threading.Event()
 
@@ -89,7 +92,8 @@ class GpuMonitor:
     def wait_events(self, timeout_s: float) -> list[GpuEvent]:
         """What happened since the last call, or happens within `timeout_s`; empty if nothing.
 
-        A GPU that stops answering is told once, and again only if it came back in between.
+        A lost GPU is told once, and again only if it came back in between; where no GPU answers
+        any more that is no event, but `trouble`.
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
@@ -97,7 +101,7 @@ class GpuMonitor:
             with self._waiting:
                 if self._is_closed.is_set():
                     return []
-                lost = list(self._newly_lost())
+                lost = self._newly_lost()
                 events = lost + self._reported(0.0 if lost else min(left_s, _WAIT_S))
             if events or left_s == 0:
                 return events
@@ -111,16 +115,18 @@ class GpuMonitor:
         self._is_closed.wait(wait_s)
         return []
 
-    def _newly_lost(self) -> Iterator[GpuEvent]:
+    def _newly_lost(self) -> list[GpuEvent]:
+        refused: dict[str, _Refused] = {}
         for gpu in self.inventory.gpus:
             try:
                 _memory(self._handles[gpu.uuid])
             except _Refused as exc:
-                if gpu.uuid not in self._lost:
-                    self._lost.add(gpu.uuid)
-                    yield lost_event(gpu.uuid, exc.trouble)
-            else:
-                self._lost.discard(gpu.uuid)
+                refused[gpu.uuid] = exc
+        uuids = [gpu.uuid for gpu in self.inventory.gpus]
+        lost = self._losses.newly_lost(uuids, {uuid: refused[uuid].code for uuid in refused})
+        one = next(iter(refused.values()), None)
+        self.trouble = blind_trouble(str(one), one.code) if one and self._losses.is_blind else ""
+        return [lost_event(uuid, refused[uuid].trouble) for uuid in lost]
 
 
 class _Refused(Exception):

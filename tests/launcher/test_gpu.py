@@ -83,11 +83,18 @@ def test_a_fault_of_the_program_leaves_the_gpu_in_use(code: int) -> None:
     assert event.message.startswith(f"XID {code}: ")
 
 
-@pytest.mark.parametrize("code", [48, 63, 64, 74, 79, 94, 95, 119, 120, 12_345])
+@pytest.mark.parametrize("code", [48, 64, 74, 79, 94, 95, 119, 120, 12_345])
 def test_any_other_fault_takes_the_gpu_out_and_says_what_to_do(code: int) -> None:
     event = xid_event("GPU-1", code)
     assert event.is_fatal_for_gpu
     assert "reset" in event.message
+
+
+@pytest.mark.parametrize("code", [63, 154])
+def test_a_report_of_what_is_to_be_done_some_time_leaves_the_gpu_in_use(code: int) -> None:
+    event = xid_event("GPU-1", code)
+    assert not event.is_fatal_for_gpu
+    assert "; " in event.message
 
 
 def test_an_uncorrected_memory_error_takes_the_gpu_out() -> None:

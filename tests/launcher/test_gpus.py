@@ -12,6 +12,7 @@ import pytest
 
 from launcher import gpu_host, gpus
 from launcher.gpu import DriverState, GpuProcess, Inventory
+from launcher.gpu_losses import LOOKS
 from launcher.gpus import GpuMonitor, read_inventory
 from tests.fakes.nvml import DOUBLE_BIT_ECC, GIB, RESET_REQUIRED, FakeNvml
 
@@ -286,6 +287,38 @@ def test_a_lost_gpu_is_told_once_and_again_after_it_came_back(nvml: FakeNvml) ->
         assert monitor.wait_events(0) == []
         nvml.lose(fake)
         assert [event.kind for event in monitor.wait_events(WAIT_S)] == ["lost"]
+
+
+def fail_memory(nvml: FakeNvml, gpu, code: int) -> None:
+    for function in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetMemoryInfo_v2"):
+        nvml.fail(gpu, function, code)
+
+
+def test_an_odd_answer_or_two_do_not_make_a_gpu_lost(nvml: FakeNvml) -> None:
+    fake, _ = nvml.add_gpu(), nvml.add_gpu()
+    with GpuMonitor() as monitor:
+        fail_memory(nvml, fake, UNKNOWN)
+        assert [monitor.wait_events(0) for _ in range(LOOKS - 1)] == [[]] * (LOOKS - 1)
+        nvml.bring_back(fake)
+        assert monitor.wait_events(0) == []
+        fail_memory(nvml, fake, UNKNOWN)
+        (event,) = monitor.wait_events(WAIT_S)
+        assert (event.uuid, event.kind) == (fake.uuid, "lost")
+        assert monitor.trouble == ""
+
+
+def test_gpus_that_all_answer_oddly_are_out_of_sight_and_not_lost(nvml: FakeNvml) -> None:
+    fakes = [nvml.add_gpu(), nvml.add_gpu()]
+    with GpuMonitor() as monitor:
+        for fake in fakes:
+            fail_memory(nvml, fake, UNKNOWN)
+        assert [monitor.wait_events(0) for _ in range(LOOKS + 1)] == [[]] * (LOOKS + 1)
+        assert "no GPU answers any more (Unknown Error)" in monitor.trouble
+        assert "daemon-reload" in monitor.trouble
+        for fake in fakes:
+            nvml.bring_back(fake)
+        assert monitor.wait_events(0) == []
+        assert monitor.trouble == ""
 
 
 @pytest.mark.parametrize("broken", ["nvmlDeviceGetSupportedEventTypes", "nvmlDeviceRegisterEvents"])
