@@ -62,3 +62,38 @@ def test_a_gpu_that_fails_takes_its_replica_out_and_the_reason_is_shown(
     assert replica(after, 1)["container"] is None
     assert [one.name for one in cluster.containers] == ["gpu-fleet.tgi.replica-0"]
     assert {cluster.who_generates() for _ in range(4)} == {"replica-0"}
+
+
+def test_a_launcher_that_finds_a_gpu_lost_takes_over_all_others(cluster, docker_engines):
+    before = cluster.up()
+    gpu = cluster.nvml.gpus[1]
+    cluster.kill(cluster.record()["launcher_pid"])
+    cluster.container("replica-1").kill()
+    cluster.engine.set_gpus(*(uuid for uuid in docker_engines.GPUS if uuid != gpu.uuid))
+    cluster.nvml.lose(gpu)
+    stderr = cluster.run("up", "-d", rc=1).stderr
+    assert "models[0].devices[1]: found cuda:1, expected one of: cuda:0 (" in stderr
+    assert "cuda:1: GPU is lost" in stderr
+    during = cluster.status()
+    assert cluster.look().returncode == 1
+    assert replica(during, 0)["container"] == replica(before, 0)["container"]
+    assert replica(during, 1)["container"] is None
+    assert "cuda:1: GPU is lost" in replica(during, 1)["reason"]
+    assert cluster.who_generates() == "replica-0"
+    cluster.engine.set_gpus(*docker_engines.GPUS)
+    cluster.nvml.bring_back(gpu)
+    cluster.run("up")
+    after = cluster.status()
+    assert replica(after, 0)["container"] == replica(before, 0)["container"]
+    assert replica(after, 1)["devices"] == [gpu.uuid]
+
+
+def test_a_driver_that_was_updated_without_a_reboot_keeps_nobody_from_taking_over(cluster):
+    before = cluster.up()
+    cluster.kill(cluster.record()["launcher_pid"])
+    cluster.nvml.fail_init(18)
+    assert "adopted" in cluster.run("up", "-d").stdout
+    after = cluster.status()
+    for number in (0, 1):
+        assert replica(after, number) | {"reason": ""} == replica(before, number) | {"reason": ""}
+    assert cluster.look().returncode == 0
