@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,14 +32,16 @@ log = logging.getLogger("launcher")
 
 Policy = Literal["missing", "always", "never"]
 _SAY_EVERY_S = 0.5
+_STALL_S = 600.0  # a slow registry sends something all the time
 _KB, _MB, _GB = 10**3, 10**6, 10**9
 
 
 class Pulls:
     """Of one engine. What was pulled in this launcher's life is not asked for again."""
 
-    def __init__(self, engine: DockerEngine) -> None:
+    def __init__(self, engine: DockerEngine, stall_s: float = _STALL_S) -> None:
         self._engine = engine
+        self._stall_s = stall_s  # without progress for so long, a pull is given up
         self._locks: dict[str, asyncio.Lock] = {}
         self._listeners: dict[str, list[Say]] = {}
         self._is_fresh: set[str] = set()
@@ -87,6 +90,7 @@ class Pulls:
         said, said_s = progress.text, time.monotonic() - _SAY_EVERY_S
 
         def begin(api: "APIClient") -> Any:
+            _limit(api, self._stall_s)
             return _begin(api, image)
 
         def each(event: Mapping[str, Any]) -> None:
@@ -94,20 +98,37 @@ class Pulls:
             # Its own words for a failure after the reply has begun; nothing else says it.
             if problem := _problem_of(event):
                 raise Refused(500, problem)
-            progress.feed(event)
+            if progress.feed(event):
+                loop.call_soon_threadsafe(self._put_off, limit)
             if progress.text != said and time.monotonic() - said_s >= _SAY_EVERY_S:
                 said, said_s = progress.text, time.monotonic()
                 loop.call_soon_threadsafe(self._say, image, said)
 
         self._say(image, said)
         try:
-            await read_all(self._engine, begin, each, f"pull {image}")
+            async with asyncio.timeout(self._stall_s) as limit:
+                await read_all(self._engine, begin, each, f"pull {image}")
         except Refused as exc:
             raise pull_error(exc.text, image) from exc
+        except TimeoutError as exc:
+            raise StartError(
+                f"cannot pull the image {image}: the registry sends nothing, for "
+                f"{self._stall_s:g} s now; it is asked again later"
+            ) from exc
+
+    def _put_off(self, limit: asyncio.Timeout) -> None:
+        with suppress(RuntimeError):  # the pull has ended meanwhile
+            limit.reschedule(asyncio.get_running_loop().time() + self._stall_s)
 
     def _say(self, image: str, text: str) -> None:
         for say in self._listeners.get(image, ()):
             say(text)
+
+
+def _limit(api: Any, stall_s: float) -> None:
+    """The SDK has a pull wait for its first word without a limit, and its thread with it."""
+    post = api.post
+    api.post = lambda url, **how: post(url, **{**how, "timeout": 2 * stall_s})
 
 
 def _begin(api: "APIClient", image: str) -> Any:
@@ -140,6 +161,7 @@ class _Layer:
     is_down: bool = False
     is_ready: bool = False
     was_here: bool = False
+    last: tuple[str, int] = ("", 0)  # what was said of it, and how far
 
 
 class PullProgress:
@@ -148,13 +170,14 @@ class PullProgress:
     def __init__(self) -> None:
         self._layers: dict[str, _Layer] = {}
 
-    def feed(self, event: Mapping[str, Any]) -> None:
-        """One message of the engine."""
+    def feed(self, event: Mapping[str, Any]) -> bool:
+        """One message of the engine: whether it is of any progress."""
         status, layer_id = str(event.get("status", "")), event.get("id")
-        if not layer_id or status.startswith("Pulling from"):
-            return
+        if not layer_id or status.startswith(("Pulling from", "Retrying")):
+            return False
         layer = self._layers.setdefault(layer_id, _Layer())
         detail = event.get("progressDetail") or {}
+        before, layer.last = layer.last, (status, int(detail.get("current", 0)))
         if status == "Downloading":
             layer.done_bytes = int(detail.get("current", 0))
             layer.total_bytes = int(detail.get("total", 0)) or layer.total_bytes
@@ -164,6 +187,7 @@ class PullProgress:
             layer.is_down = layer.is_ready = True
         elif status == "Already exists":
             layer.was_here = True
+        return layer.last != before
 
     @property
     def text(self) -> str:

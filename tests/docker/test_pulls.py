@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 from contextlib import suppress
 
 import pytest
@@ -54,6 +55,8 @@ class Registry:
         self.manifest = json.dumps(manifest).encode()
         self.layers_sent = 0
         self.first_half_sent, self.may_go_on = asyncio.Event(), asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self.may_go_on.set()
         self.is_spoilt = False
         self.is_locked = False
@@ -62,6 +65,7 @@ class Registry:
         return web.json_response({})
 
     async def manifests(self, request):
+        await self.may_answer.wait()
         if self.is_locked:
             denied = {"errors": [{"code": "DENIED", "message": "access is denied"}]}
             return web.json_response(denied, status=403)
@@ -102,6 +106,7 @@ async def registry():
     made.name = f"127.0.0.1:{runner.addresses[0][1]}/gpu-fleet/test"
     yield made
     made.may_go_on.set()
+    made.may_answer.set()
     await runner.cleanup()
 
 
@@ -180,6 +185,24 @@ def no_helper(tmp_path, monkeypatch):
     """This user's logins are kept by a program that is not installed."""
     (tmp_path / "config.json").write_text('{"credsStore": "gpu-fleet-none"}')
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+
+
+@pytest.mark.parametrize("when", ["may_answer", "may_go_on"])
+async def test_a_registry_that_falls_silent_is_given_up_and_may_be_asked_again(
+    engine, pulls, registry, docker_client, when
+):
+    image, connected = f"{registry.name}:1", DockerEngine(engine.url)
+    getattr(registry, when).clear()
+    with pytest.raises(StartError, match="the registry sends nothing") as caught:
+        await within(Pulls(connected, stall_s=1.0).ensure(image, "missing", print))
+    assert (caught.value.recoverable, caught.value.is_slow) == (True, False)
+    async with asyncio.timeout(DEADLINE_S):
+        while any(thread.name == f"pull {image}" for thread in threading.enumerate()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    getattr(registry, when).set()
+    await within(pulls.ensure(image, "missing", print))
+    assert await has(docker_client, image)
+    await connected.aclose()
 
 
 # The SDK also says it as a warning.

@@ -1,6 +1,9 @@
 """How far a pull is, from what engines say per layer; and that one pull serves all."""
 
 import asyncio
+import runpy
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +73,30 @@ def test_layers_are_added_up(events, expected):
     for event in events:
         progress.feed(event)
     assert progress.text == expected
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (layer("b", "Downloading", 11, 100), True),
+        (layer("b", "Verifying Checksum"), True),
+        (layer("c", "Pulling fs layer"), True),
+        (layer("b", "Downloading", 10, 100), False),
+        (layer("b", "Retrying in 5 seconds"), False),
+        ({"status": "Pulling from a/b", "id": "1.0"}, False),
+        ({"status": "Digest: sha256:1"}, False),
+    ],
+)
+def test_what_counts_as_progress(event, expected):
+    progress = PullProgress()
+    progress.feed(layer("b", "Downloading", 10, 100))
+    assert progress.feed(event) is expected
+
+
+def test_a_retry_that_comes_as_far_as_before_is_no_progress():
+    progress = PullProgress()
+    far = layer("b", "Downloading", 10, 100)
+    assert [progress.feed(e) for e in (far, layer("b", "Retrying in 1 second"), far)] == [1, 0, 0]
 
 
 class FakeEngine:
@@ -168,3 +195,34 @@ async def test_a_refused_pull_is_told_in_our_words(registry, monkeypatch):
     monkeypatch.setattr(pulls, "read_all", refuse)
     with pytest.raises(StartError, match="the disk is full"):
         await Pulls(registry.engine).ensure("a", "missing", print)
+
+
+def on_a_jumping_clock(coro):
+    path = Path(__file__).parents[1] / "fakes" / "virtual_clock.py"
+    loops = runpy.run_path(str(path))
+    with asyncio.Runner(loop_factory=loops["VirtualClockLoop"]) as runner:
+        return runner.run(coro)
+
+
+@pytest.mark.parametrize(("step_bytes", "is_given_up"), [(MB, False), (0, True)])
+def test_a_slow_pull_goes_on_for_hours_and_one_that_stands_still_is_given_up(
+    monkeypatch, step_bytes, is_given_up
+):
+    async def trickle(engine, begin, each, name):
+        for step in range(60):
+            each(layer("a", "Downloading", step * step_bytes, 60 * MB))
+            await asyncio.sleep(300)
+
+    async def pull():
+        started_s = asyncio.get_running_loop().time()
+        try:
+            await Pulls(FakeEngine()).ensure("a", "missing", said.append)
+        finally:
+            took.append(asyncio.get_running_loop().time() - started_s)
+
+    said, took = [], []
+    monkeypatch.setattr(pulls, "read_all", trickle)
+    expected = pytest.raises(StartError, match="sends nothing, for 600 s") if is_given_up else None
+    with expected or nullcontext():
+        on_a_jumping_clock(pull())
+    assert took == [600 if is_given_up else 60 * 300]
