@@ -15,12 +15,11 @@ from launcher.config import ClusterConfig
 from launcher.engines import ENGINES
 from launcher.engines.base import Mount
 from launcher.placement import ReplicaSpec
-from launcher.state import StateFolder
+from launcher.state import CHANGE_REQUEST, StateFolder
 from router.config.mismatch import Path as KeyPath
 from router.config.words import dotted, is_secret
 from router.errors import PlacementError, StateError
 
-_RECORD = "change.json"
 _NOT_SHOWN = frozenset({"id", "fingerprint", "env"})
 _MOST_CHARS = 60
 
@@ -169,15 +168,21 @@ def _shown(value: Any) -> str:
 
 
 def ask(folder: StateFolder, path: Path) -> ChangeRequest:
-    """Leave a request for the running launcher, which has to be woken then."""
+    """Leave a request for the running launcher, which has to be woken then.
+
+    It takes the place of one that was left before: only the latest counts.
+    """
     request = ChangeRequest(secrets.token_hex(8), path.absolute())
-    folder.write_record(_RECORD, {"id": request.id, "path": str(request.path)})
+    folder.write_record(CHANGE_REQUEST, {"id": request.id, "path": str(request.path)})
     return request
 
 
 def read(folder: StateFolder) -> ChangeRequest | None:
-    """The request that was left; None when there is none. Raises StateError for a broken one."""
-    record = folder.read_record(_RECORD)
+    """The latest request, followed or not, that was left for the launcher that holds the lock.
+
+    None when there is none. Raises StateError for a broken one.
+    """
+    record = folder.read_record(CHANGE_REQUEST)
     if record is None:
         return None
     try:
@@ -185,11 +190,6 @@ def read(folder: StateFolder) -> ChangeRequest | None:
     except (KeyError, TypeError) as exc:
         keys = ", ".join(record) or "nothing"
         raise StateError(
-            f"{folder.path / _RECORD}: found {keys}, expected id and path, as `launcher up` leaves "
-            "them; run that again"
+            f"{folder.path / CHANGE_REQUEST}: found {keys}, expected id and path, as `launcher up` "
+            "leaves them; run that again"
         ) from exc
-
-
-def forget(folder: StateFolder) -> None:
-    """One that was left for a launcher that has ended since."""
-    folder.remove(_RECORD)

@@ -21,6 +21,7 @@ from router.errors import StateError
 
 RECORD_VERSION = 1
 STATUS_RECORD = "status.json"
+CHANGE_REQUEST = "change.json"
 # The last two are the router's: its replicas, and what an operator drained.
 _OF_A_RUN = (STATUS_RECORD, "replicas.json", "replicas.part")
 SOCKET_PATH_LIMIT_BYTES = 107  # sun_path, less its final zero
@@ -173,6 +174,8 @@ class ClusterLock:
                     raise self._held_error()
                 time.sleep(0.05)
             if self._is_launcher:
+                # One left for the launcher before; once this one is named, they are for it.
+                self._folder.remove(CHANGE_REQUEST)
                 self._write_holder()
         except BaseException:
             os.close(fd)

@@ -100,15 +100,18 @@ class Supervisor:
             await self._runtime.aclose()
 
     async def _run(self, session: aiohttp.ClientSession) -> None:
-        owned = await self._unless_stopping(self._runtime.owned())
+        owned = await self._unless_stopping(self._owned())
         if owned is not None:
             wanted = await self._unless_stopping(self._wanted(self._cluster, owned))
             if wanted is not None:
                 await self._keep(make_plan(wanted.specs, owned), wanted, session)
         await self._take_down()
 
+    async def _owned(self) -> list[Handle]:
+        await self._runtime.clear_away()
+        return await self._runtime.owned()
+
     async def _keep(self, plan: Plan, wanted: _Wanted, session: aiohttp.ClientSession) -> None:
-        changes.forget(self._cluster.folder)
         _keep_config(self._cluster)
         await self._router.open()
         self._crew = Crew(
@@ -169,6 +172,7 @@ class Supervisor:
             self._router_task = group.create_task(self._router.run())
             tell = group.create_task(self._reporter.run())
             watch = group.create_task(GpuWatch(self._on_gpu_event).run())
+            self._change.set()  # it may have been asked for since the lock was taken
             while not self._stop.is_set():
                 await first_of(_set(self._stop), _set(self._change))
                 if self._change.is_set() and not self._stop.is_set():
@@ -340,6 +344,7 @@ async def take_down_rest(cluster: Cluster, runtime: Runtime, router: RouterKeepe
     failed = [end for end in ends if isinstance(end, BaseException)]
     if failed:
         raise StopError("\n".join(map(str, failed))) from failed[0]
+    await runtime.clear_away()
 
 
 async def _stop_owned(runtime: Runtime, grace_s: float) -> None:

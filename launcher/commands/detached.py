@@ -30,7 +30,8 @@ _STOP_MARGIN_S = 60.0
 
 
 def run(cluster: Cluster) -> int:
-    with ClusterLock(cluster.folder, wait_s=LOCK_WAIT_S):  # refuses here, where the operator looks
+    # Refuses here, where the operator looks. Not named as the launcher: nobody may ask it anything.
+    with ClusterLock(cluster.folder, wait_s=LOCK_WAIT_S, is_launcher=False):
         cluster.folder.require_space()
         log_files.rotate(cluster.folder.log(LOG_NAME))
     adopts = _runs_already(cluster)

@@ -26,20 +26,24 @@ from launcher.status import ClusterStatus, recorded
 from router.errors import ConfigError, OperatorError, PlacementError, StartError
 
 _LOOK_S = 0.1
-_ANSWER_S = 60.0
+_ANSWER_S = 120.0  # several questions to the driver and to Docker, which may be slow
 _SAY_EVERY_S = 10.0
 
 
 def run(cluster: Cluster) -> int:
     """Raises what refuses the change; nothing has changed then."""
     launcher = _launcher(cluster)
-    changed = list(differences(cluster))
-    if not any(change.sign != "=" for change in changed) and _is_ready(cluster):
-        see, stop = cluster.command("status"), cluster.command("down")
-        print(f"launcher pid {launcher.pid} runs this config already; see `{see}`, stop: `{stop}`")
-        return 0
-    for change in changed:
-        print(change)
+    if not _has_begun(recorded(cluster), launcher):
+        print(f"launcher pid {launcher.pid} is starting; it follows this config then", flush=True)
+    else:
+        changed = list(differences(cluster))
+        if not any(change.sign != "=" for change in changed) and _is_ready(cluster):
+            see, stop = cluster.command("status"), cluster.command("down")
+            runs = f"launcher pid {launcher.pid} runs this config already"
+            print(f"{runs}; see `{see}`, stop: `{stop}`")
+            return 0
+        for change in changed:
+            print(change, flush=True)
     request = changes.ask(cluster.folder, cluster.path)
     processes.send_signal(launcher, CHANGE_SIGNAL)
     try:
@@ -51,6 +55,11 @@ def run(cluster: Cluster) -> int:
             file=sys.stderr,
         )
         raise
+
+
+def _has_begun(status: ClusterStatus | None, launcher: ProcessId) -> bool:
+    """Before that nothing follows the config that is kept: an earlier launcher may have left it."""
+    return status is not None and status.launcher_pid == launcher.pid
 
 
 def _is_ready(cluster: Cluster) -> bool:
@@ -110,6 +119,10 @@ def _watch(cluster: Cluster, launcher: ProcessId, request: ChangeRequest) -> int
                 return 0
             if trouble := trouble_of(cluster, status):
                 raise StartError(f"{trouble}\n{_left(cluster, status)}")
+        elif (latest := changes.read(cluster.folder)) is not None and latest.id != request.id:
+            raise StartError(_superseded(cluster, latest))
+        elif not _has_begun(status, launcher):
+            asked_s = time.monotonic()
         elif time.monotonic() > asked_s + _ANSWER_S:
             raise StartError(
                 f"launcher pid {launcher.pid} did not take the change within {_ANSWER_S:g} s; "
@@ -117,10 +130,18 @@ def _watch(cluster: Cluster, launcher: ProcessId, request: ChangeRequest) -> int
             )
         if not processes.is_running(launcher):
             raise StartError(f"launcher pid {launcher.pid} ended meanwhile; what runs serves on")
-        if last is not None and time.monotonic() >= said_s + _SAY_EVERY_S:
-            print(f"waiting for: {view.waiting_for(last)}", flush=True)
+        if time.monotonic() >= said_s + _SAY_EVERY_S:
+            taking = f"launcher pid {launcher.pid} to take the change"
+            print(f"waiting for: {view.waiting_for(last) if last else taking}", flush=True)
             said_s = time.monotonic()
         time.sleep(_LOOK_S)
+
+
+def _superseded(cluster: Cluster, latest: ChangeRequest) -> str:
+    return (
+        f"superseded by a later change: `launcher up` was run again, with {latest.path}, and that "
+        f"is what is followed; see `{cluster.command('status')}`"
+    )
 
 
 def _left(cluster: Cluster, status: ClusterStatus) -> str:

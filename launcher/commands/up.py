@@ -3,7 +3,6 @@
 Beside a launcher that runs already it has that one follow the edited config (`follow`); with
 `--dry-run` it shows what would be done (`dry_run`).
 
-
 In front it shows a live table, or plain lines where standard output is no terminal; Ctrl-C stops
 everything. Detached (`-d`) the same supervisor runs in a session of its own and this command only
 waits until all is ready, or says why not and leaves nothing running that it started.
@@ -24,6 +23,7 @@ from launcher.cluster import DEFAULT_CONFIG, Cluster
 from launcher.state import ClusterLock, LockHeld
 from launcher.status import ClusterStatus
 from launcher.supervisor import Supervisor
+from router.errors import OperatorError
 
 LOG_NAME = "launcher"
 LOCK_WAIT_S = 1.0  # a launcher that has just been killed may not be gone yet
@@ -64,7 +64,11 @@ def run(path: Path, *, detach: bool = False, dry_run: bool = False, is_child: bo
 
 
 def _in_front(cluster: Cluster, *, is_child: bool) -> int:
+    # Once the lock names this process it may be sent at any time, and would end it. What is asked
+    # for before the supervisor hears it is not lost: it looks as soon as it can follow.
+    signal.signal(CHANGE_SIGNAL, signal.SIG_IGN)
     with ClusterLock(cluster.folder, wait_s=LOCK_WAIT_S):
+        cluster = _as_it_is_now(cluster)
         cluster.folder.require_space()
         if not is_child:
             log_files.rotate(cluster.folder.log(LOG_NAME))
@@ -78,6 +82,18 @@ def _in_front(cluster: Cluster, *, is_child: bool) -> int:
     if not is_child:
         _say(f"cluster {cluster.config.cluster}: stopped, nothing of it runs")
     return 0
+
+
+def _as_it_is_now(cluster: Cluster) -> Cluster:
+    """Whoever edits it from here on asks this launcher; who did before may have asked nobody."""
+    now = Cluster.load(cluster.path)
+    if now.folder.path != cluster.folder.path:
+        again = cluster.command("up")
+        raise OperatorError(
+            f"{cluster.path}: found the state folder {now.folder.path}, expected "
+            f"{cluster.folder.path} as a moment ago: it was edited meanwhile; run `{again}` again"
+        )
+    return now
 
 
 def next_steps() -> str:
@@ -98,8 +114,16 @@ async def _supervise(supervisor: Supervisor) -> None:
         if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
             continue  # nohup: it is meant to outlive the terminal
         loop.add_signal_handler(signum, supervisor.request_stop)
-    loop.add_signal_handler(CHANGE_SIGNAL, supervisor.request_change)
-    await supervisor.run()
+
+    def change(*_: object) -> None:
+        loop.call_soon_threadsafe(supervisor.request_change)
+
+    # Not one of the loop's: those are removed with it, and then the signal would end the process.
+    signal.signal(CHANGE_SIGNAL, change)
+    try:
+        await supervisor.run()
+    finally:
+        signal.signal(CHANGE_SIGNAL, signal.SIG_IGN)
 
 
 def _log_to(path: Path | None) -> None:

@@ -1,12 +1,16 @@
 """An edited config and `launcher up` again: what changed is replaced in turn, unnoticed."""
 
 import asyncio
+import signal
 import subprocess
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
+
+from launcher.commands.up import CHANGE_SIGNAL
+from launcher.state import StateFolder
 
 pytestmark = pytest.mark.e2e
 
@@ -119,6 +123,48 @@ def test_a_change_that_does_not_work_takes_out_one_replica_and_can_be_taken_back
     assert {k: v for k, v in pids(after).items() if k != "replica-0"} == {
         k: v for k, v in pids(before).items() if k != "replica-0"
     }
+
+
+def named(fleet, launcher) -> bool:
+    """Whether others take this process for the one to ask."""
+    holder = StateFolder(fleet.state_dir).holder()
+    return holder is not None and holder.pid == launcher.pid
+
+
+def test_what_is_asked_of_a_launcher_that_is_starting_is_followed(fleet):
+    launcher = fleet.start("up")
+    while not named(fleet, launcher):
+        assert launcher.poll() is None
+        time.sleep(0.001)
+    launcher.send_signal(CHANGE_SIGNAL)  # long before it listens
+    fleet.config["models"][0]["replicas"] = 5
+    fleet.write()
+    fleet.run("up")
+    assert launcher.poll() is None
+    assert len(pids(fleet.status())) == 5
+    # Nor does it end it in its last moments, when it listens no more.
+    launcher.send_signal(signal.SIGTERM)
+    while launcher.poll() is None:
+        with suppress(ProcessLookupError):
+            launcher.send_signal(CHANGE_SIGNAL)
+        time.sleep(0.001)
+    assert launcher.returncode == 0
+    assert "stopped, nothing of it runs" in fleet.output_of(launcher)
+
+
+def test_of_two_changes_at_once_the_earlier_is_told_of_the_later(fleet):
+    fleet.up()
+    fleet.config["engine"]["args"]["load-s"] = 2  # long enough for both to be under way
+    fleet.write()
+    earlier = fleet.start("up")
+    fleet.until(lambda status: any(replica["outdated"] for replica in status["replicas"]))
+    fleet.config["models"][0]["replicas"] = 2
+    fleet.config["engine"]["args"]["load-s"] = 0.1
+    fleet.write()
+    fleet.run("up")
+    assert earlier.wait(30) == 1
+    assert "superseded by a later change" in fleet.output_of(earlier)
+    assert len(pids(fleet.status())) == 2
 
 
 def test_a_config_that_cannot_be_followed_changes_nothing(fleet):

@@ -11,7 +11,7 @@ from launcher.cluster import Cluster
 from launcher.config import ClusterConfig
 from launcher.engines.base import Mount
 from launcher.placement import replica_specs
-from launcher.state import StateFolder
+from launcher.state import ClusterLock, StateFolder
 from router.errors import PlacementError, StateError
 
 SECRET = "hunter2-hunter2-hunter2"
@@ -267,9 +267,16 @@ def test_what_is_asked_is_read(folder, monkeypatch, tmp_path):
     assert asked == changes.read(folder) == ChangeRequest(asked.id, tmp_path / "c.yaml")
     again = changes.ask(folder, Path("c.yaml"))
     assert changes.read(folder) == again != asked
-    changes.forget(folder)
-    assert changes.read(folder) is None
-    changes.forget(folder)
+
+
+def test_a_launcher_begins_without_what_was_asked_of_the_one_before(folder):
+    changes.ask(folder, Path("c.yaml"))
+    with ClusterLock(folder, is_launcher=False):
+        assert changes.read(folder) is not None  # whoever stops things follows nothing
+    with ClusterLock(folder):
+        assert changes.read(folder) is None
+        asked = changes.ask(folder, Path("c.yaml"))
+        assert changes.read(folder) == asked
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99, "id": "a", "path": "/b"}'])

@@ -247,6 +247,13 @@ async def test_a_bug_on_the_way_is_told_and_the_stop_still_ends_it(cluster, monk
     supervisor._router.close()
 
 
+async def test_what_was_asked_before_it_could_hear_is_followed(cluster) -> None:
+    request = changes.ask(cluster.folder, cluster.path)
+    async with keeping(cluster) as supervisor:
+        assert await answered(supervisor, request) == ""
+        assert len(supervisor._crew.followed) == 1
+
+
 # ---- a driver that hangs
 
 
