@@ -36,6 +36,7 @@ _HEALTH_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 _REASON_CHARS = 300
 _QUOTED_CHARS = 160
 _FAULT_LOOK_S = 2.0
+_HEALTH_TRIES = 3
 _OUTDATED = "runs with an older config"
 
 
@@ -333,14 +334,26 @@ class ReplicaKeeper:
         return Run(self._trouble_text, is_slow=True)
 
     async def _until_fault(self) -> Run:
-        """An engine that has lost its GPU may answer its health check for ever."""
+        """Its log says that its GPU is lost, and it is not well either: the log alone proves
+        nothing, as clients may have a part in it. One that is lost and says that it is well is
+        taken out by the router, as its calls fail."""
         path = self._around.runtime.log_path(self.spec.id)
         reader = log_files.LogReader(path, from_end=True)
         while True:
             await asyncio.sleep(_FAULT_LOOK_S)
-            for line in reader.read_new():
-                if self._engine.fault_of(line) is Fault.GPU_LOST:
-                    return Run(f"{Fault.GPU_LOST}; its log says: {line[:_QUOTED_CHARS]}")
+            lines = reader.read_new()
+            faulty = [line for line in lines if self._engine.serving_fault_of(line)]
+            if faulty and not await self._is_well():
+                fault = self._engine.serving_fault_of(faulty[0])
+                return Run(f"{fault}; its log says: {faulty[0][:_QUOTED_CHARS]}")
+
+    async def _is_well(self) -> bool:
+        """Whether it says so in one of several tries: one that is busy may be late."""
+        for _ in range(_HEALTH_TRIES):
+            if (handle := self.instance.handle) is None or await self._is_healthy(handle):
+                return True
+            await asyncio.sleep(_FAULT_LOOK_S)
+        return False
 
     def _read_progress(self, reader: log_files.LogReader) -> None:
         instance, before = self.instance, self.instance.progress

@@ -118,4 +118,8 @@ class Engine(Protocol):
         """The tokens a replica can hold at a time, from the one log line that says so."""
 
     def fault_of(self, log_line: str) -> Fault | None:
-        """What has gone wrong for good, if this line says so."""
+        """What has gone wrong for good, if this line says so. Of one that serves nobody yet."""
+
+    def serving_fault_of(self, log_line: str) -> Fault | None:
+        """The same of one that serves: only lines that clients have no part in. What they send may
+        be in its log, so an engine that cannot be told apart from them says None to everything."""

@@ -35,6 +35,23 @@ def fault_in(log_line: str, *tables: Phrases) -> Fault | None:
     return None
 
 
+# After any of these all further CUDA calls of the process fail.
+_ALL_CALLS_FAIL = (
+    r"(?:uncorrectable (?:ECC|NVLink) error encountered|unspecified launch failure"
+    r"|an illegal (?:memory access|instruction) was encountered|misaligned address"
+    r"|device-side assert triggered|unknown error|invalid device ordinal)"
+)
+_LOST = re.compile(
+    r"(?:Server error: )?(?:Unexpected <class '[\w.]+'>: )?(?:[\w.]+Error: )?"
+    rf"CUDA error: {_ALL_CALLS_FAIL}\.?"
+)
+
+
+def says_only_that_the_gpu_is_lost(words: str) -> bool:
+    """Of what a line says without its time and place: as PyTorch puts it, and nothing beside."""
+    return _LOST.fullmatch(words.strip()) is not None
+
+
 CUDA = phrases(
     [
         (r"CUDA out of memory", Fault.GPU_MEMORY),
@@ -49,15 +66,8 @@ CUDA = phrases(
         (r"No CUDA GPUs are available", Fault.GPU_LOST),
         (r"no CUDA-capable device is detected", Fault.GPU_LOST),
         (r"CUDA-capable device\(s\) is/are busy or unavailable", Fault.GPU_LOST),
-        (r"\bGPU is lost\b", Fault.GPU_LOST),
-        (r"fallen off the bus", Fault.GPU_LOST),
-        (r"NVRM: Xid|\bX(?:id|ID) \d+\b", Fault.GPU_LOST),
-        # After any of these all further CUDA calls of the process fail, while /health is well.
-        (r"uncorrectable (?:ECC|NVLink) error", Fault.GPU_LOST),
-        (r"an illegal (?:memory access|instruction) was encountered", Fault.GPU_LOST),
-        (r"CUDA error: (?:unspecified launch failure|misaligned address)", Fault.GPU_LOST),
-        (r"CUDA error: device-side assert triggered", Fault.GPU_LOST),
-        (r"CUDA error: (?:unknown error|invalid device ordinal)", Fault.GPU_LOST),
+        (r"\bNVRM: Xid ", Fault.GPU_LOST),
+        (rf"CUDA error: {_ALL_CALLS_FAIL}", Fault.GPU_LOST),
     ]
 )
 

@@ -134,6 +134,9 @@ class LlamaCppEngine:
     def fault_of(self, log_line: str) -> Fault | None:
         return fault_of(log_line)
 
+    def serving_fault_of(self, log_line: str) -> Fault | None:
+        return None  # it ends when CUDA fails, and its log repeats what it refuses, word by word
+
 
 def _divided_context(engine: "EngineConfig") -> Iterator[Mismatch]:
     """Several slots of a context that nobody has named: each would get a part of the model's."""

@@ -12,7 +12,7 @@ from launcher.engines.base import Command, ContainerCommand, Fault
 from launcher.engines.checks import check_version
 from launcher.engines.flags import Arg, Flag, check_args, to_argv
 from launcher.engines.tgi_limits import EXAMPLE, check_limits, check_values, limits
-from launcher.engines.tgi_log import fault_of, phase_of, token_budget_of
+from launcher.engines.tgi_log import fault_of, phase_of, serving_fault_of, token_budget_of
 from launcher.engines.versions import LATEST, parse_version
 from router.config.mismatch import Mismatch
 
@@ -111,6 +111,9 @@ class SimulatorEngine:
 
     def fault_of(self, log_line: str) -> Fault | None:
         return fault_of(log_line)
+
+    def serving_fault_of(self, log_line: str) -> Fault | None:
+        return serving_fault_of(log_line)
 
 
 def _argv(spec: "ReplicaSpec", host: str, port: int) -> list[str]:

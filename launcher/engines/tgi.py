@@ -32,7 +32,7 @@ from launcher.engines.tgi_limits import (
     check_values,
     limits,
 )
-from launcher.engines.tgi_log import fault_of, phase_of, token_budget_of
+from launcher.engines.tgi_log import fault_of, phase_of, serving_fault_of, token_budget_of
 from launcher.engines.versions import Version
 from launcher.engines.visible_devices import cuda_env, order_env
 from router.config.mismatch import Mismatch
@@ -150,6 +150,9 @@ class TgiEngine:
 
     def fault_of(self, log_line: str) -> Fault | None:
         return fault_of(log_line)
+
+    def serving_fault_of(self, log_line: str) -> Fault | None:
+        return serving_fault_of(log_line)
 
 
 def _model_flags(spec: "ReplicaSpec", model_id: str, version: Version) -> dict[str, Arg]:

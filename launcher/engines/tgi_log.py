@@ -4,6 +4,7 @@ The phrases are the server's own, found in the text and the JSON form of its log
 simulator prints the same ones. Pure; used by the engines `tgi` and `simulator`.
 """
 
+import json
 import re
 
 from launcher.engines import faults
@@ -44,7 +45,14 @@ _PHASES: tuple[tuple[str, str], ...] = (
 _DOWNLOADED = re.compile(r"Download: \[(\d+)/(\d+)\](?: -- ETA: ([0-9:]+))?")
 _CONNECTED = re.compile(r"\bConnected(?:\"|\s*$)")
 _TOKEN_BUDGET = re.compile(r"Setting max batch total tokens to (\d+)")
-
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_TARGET = r"text_generation_(?:launcher|client|router_v\d::client[\w:]*)"
+_SHARD_TARGET = re.compile(_TARGET)
+# `... ERROR batch{batch_size=1}:decode{size=1}: target: file.rs:33: what`: spans of numbers only.
+_SHARD_ERROR = re.compile(
+    r"\d{4}-\d\d-\d\dT[\d:.]+Z\s+ERROR (?:\w+(?:\{[\w=, ]*\})?:)*\s*"
+    rf"{_TARGET}: (?:\S+\.rs:\d+: )?(.*)"
+)
 
 _FAULTS = faults.phrases(
     [
@@ -77,3 +85,27 @@ def fault_of(log_line: str) -> Fault | None:
     return faults.fault_in(
         log_line, _FAULTS, faults.CLAP, faults.CUDA, faults.HOST, faults.HUB, faults.ARGPARSE
     )
+
+
+def serving_fault_of(log_line: str) -> Fault | None:
+    """Believed are errors of the launcher, which speaks for the shards, and of their client: not
+    those of the web server, nor any that is told in the span of a request."""
+    said = _error_of_a_shard(_COLOUR.sub("", log_line).strip())
+    if any(map(faults.says_only_that_the_gpu_is_lost, said.split("\n"))):
+        return Fault.GPU_LOST
+    return None
+
+
+def _error_of_a_shard(line: str) -> str:
+    """What it says; nothing if it is another's line."""
+    if not line.startswith("{"):
+        match = _SHARD_ERROR.fullmatch(line)
+        return match[1] if match else ""
+    try:
+        entry = json.loads(line)
+        is_believed = entry["level"] == "ERROR" and _SHARD_TARGET.fullmatch(entry["target"])
+        message = entry["message"] if "message" in entry else entry["fields"]["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    is_of_a_request = '"parameters"' in line
+    return str(message) if is_believed and not is_of_a_request else ""

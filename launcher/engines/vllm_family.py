@@ -33,7 +33,7 @@ from launcher.engines.model_source import (
 from launcher.engines.versions import Version
 from launcher.engines.visible_devices import are_indexed, cuda_env, order_env
 from launcher.engines.vllm_flags import RESERVED, argv
-from launcher.engines.vllm_log import fault_of, phase_of, token_budget_of
+from launcher.engines.vllm_log import fault_of, phase_of, serving_fault_of, token_budget_of
 from router.config.mismatch import Mismatch
 
 if TYPE_CHECKING:
@@ -155,6 +155,9 @@ class FamilyEngine:
 
     def fault_of(self, log_line: str) -> Fault | None:
         return fault_of(log_line)
+
+    def serving_fault_of(self, log_line: str) -> Fault | None:
+        return serving_fault_of(log_line)
 
     def _argv(self, spec: "ReplicaSpec", own: Mapping[str, Arg]) -> list[str]:
         version = version_of_spec(spec, self._program.image)

@@ -43,6 +43,12 @@ _PHASES: tuple[tuple[str, str], ...] = (
 _TOKEN_BUDGET = re.compile(r"GPU KV cache size: ([\d,]+) tokens")
 _BLOCKS = re.compile(r"# (?:GPU|CUDA|cuda) blocks: (\d+)")
 _USUAL_BLOCK_TOKENS = 16  # versions that tell blocks only
+# `(EngineCore_DP0 pid=271) ERROR 08-20 10:01:02 [core.py:700] what`: every line of a process bears
+# its name, a traceback's too.
+_CORE_ERROR = re.compile(
+    r"\((?:EngineCore|Worker|VllmWorker|AphroditeWorker)[\w =-]*\) ERROR [\d-]+ [\d:.]+ "
+    r"\[?[\w./-]+:\d+\] (.*)"
+)
 
 _FAULTS = faults.phrases(
     [
@@ -77,3 +83,11 @@ def token_budget_of(log_line: str) -> int | None:
 def fault_of(log_line: str) -> Fault | None:
     """What has gone wrong for good, by the engine's words or its libraries'."""
     return faults.fault_in(log_line, _FAULTS, faults.ARGPARSE, faults.CUDA, faults.HOST, faults.HUB)
+
+
+def serving_fault_of(log_line: str) -> Fault | None:
+    """Believed are errors of the processes that hold a GPU. The web server's quote requests."""
+    match = _CORE_ERROR.fullmatch(log_line.strip())
+    if match and faults.says_only_that_the_gpu_is_lost(match[1]):
+        return Fault.GPU_LOST
+    return None

@@ -149,6 +149,82 @@ def test_the_parameters_of_a_call_are_not_believed_in_json_either():
     assert ENGINES["tgi"].fault_of(line) is None
 
 
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+SHARD = "2026-11-20T10:00:00.123456Z ERROR {0}: {1}"
+DECODE = "batch{batch_size=2}:decode:decode{size=2}: text_generation_router_v3::client"
+JSON = {"timestamp": "t", "level": "ERROR", "target": "text_generation_launcher"}
+
+WHILE_IT_SERVES = [
+    (TGI, SHARD.format("text_generation_launcher", f"RuntimeError: {ILLEGAL}"), True),
+    (TGI, SHARD.format(DECODE, f"backends/v3/src/client/mod.rs:45: Server error: {ILLEGAL}"), True),
+    (
+        TGI,
+        SHARD.format(
+            "\x1b[2mtext_generation_client\x1b[0m",
+            "router/client/src/lib.rs:33: Server error: Unexpected <class 'RuntimeError'>: "
+            f"{ILLEGAL}",
+        ),
+        True,
+    ),
+    (
+        TGI,
+        json.dumps(
+            JSON | {"fields": {"message": f"Method Decode failed.\nRuntimeError: {ILLEGAL}"}}
+        ),
+        True,
+    ),
+    (TGI, json.dumps(JSON | {"message": f"asked for {ILLEGAL}"}), False),
+    (TGI, json.dumps(JSON | {"message": ILLEGAL, "level": "INFO"}), False),
+    (TGI, json.dumps(JSON | {"message": ILLEGAL, "target": "text_generation_router"}), False),
+    (TGI, json.dumps(JSON | {"message": ILLEGAL, "span": {"parameters": "x"}}), False),
+    (TGI, json.dumps([ILLEGAL]), False),
+    (TGI, '{"level": ' + "[" * 100_000, False),
+    (TGI, SHARD.format("text_generation_router::server", ILLEGAL), False),
+    (TGI, SHARD.format("text_generation_launcher", f"Template: {ILLEGAL}"), False),
+    (TGI, ILLEGAL, False),
+    (
+        VLLM,
+        f"(EngineCore_DP0 pid=271) ERROR 08-20 10:01:02 [core.py:700] RuntimeError: {ILLEGAL}",
+        True,
+    ),
+    (
+        VLLM,
+        "(VllmWorker TP0 pid=271) ERROR 08-20 10:01:02 [multiproc_executor.py:522] "
+        f"torch.AcceleratorError: {ILLEGAL}",
+        True,
+    ),
+    (VLLM, f"(APIServer pid=1) ERROR 08-20 10:01:02 [serving_chat.py:2] {ILLEGAL}", False),
+    (VLLM, f"ERROR 08-20 10:01:02 [serving_chat.py:200] {ILLEGAL}", False),
+    (VLLM, f"(EngineCore_DP0 pid=2) ERROR 08-20 10:01:02 [core.py:7] bad regex: {ILLEGAL}", False),
+    (VLLM, "ERROR 08-20 10:01:02 [serving_chat.py:200] GPU is lost", False),
+    (["llamacpp"], f"0.01.002.003 E ggml_cuda_compute_forward: {ILLEGAL}", False),
+    (["llamacpp"], "Failed to initialize NVML: Unknown Error", False),
+]
+
+
+@pytest.mark.parametrize(
+    ("engine", "line", "is_believed"),
+    [(engine, line, told) for engines, line, told in WHILE_IT_SERVES for engine in engines],
+)
+def test_of_one_that_serves_only_lines_that_no_client_writes_are_believed(
+    engine, line, is_believed
+):
+    fault = Fault.GPU_LOST if is_believed else None
+    assert ENGINES[engine].serving_fault_of(line) is fault
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_line_of_any_length_is_judged_quickly(engine):
+    for words in ("(EngineCore) ERROR " + "1 " * 100_000, SHARD.format("a:" * 100_000, "x" * 9)):
+        assert ENGINES[engine].serving_fault_of(words) is None
+
+
+@pytest.mark.parametrize("words", ["Xid 79", "GPU is lost", "it has fallen off the bus"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_only_the_kernel_writes_is_no_engine_s_fault(engine, words):
+    assert ENGINES[engine].fault_of(words) is None
+
+
 @pytest.mark.parametrize(
     ("fault", "recoverable"),
     [

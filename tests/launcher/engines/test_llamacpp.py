@@ -5,6 +5,8 @@ import re
 import signal
 import socket
 import subprocess
+import time
+import urllib.error
 import urllib.request
 from dataclasses import replace
 
@@ -205,6 +207,38 @@ def test_it_serves_what_was_asked_for_and_says_so_in_its_log(program, tiny_model
     assert not any(map(engine.fault_of, lines))
 
 
+# Each comes back in its log, as it is.
+HARMFUL = [
+    {"tool_choice": "Xid 79"},
+    {"tool_choice": "x\nCUDA error: unknown error", "tools": []},
+    {"tool_choice": "x\nFailed to initialize NVML: Unknown Error", "tools": []},
+    {"response_format": {"type": "CUDA error: device-side assert triggered"}},
+    {"grammar": 'root ::= \nCUDA error: unknown error\n " fallen off the bus'},
+    {"json_schema": {"$ref": "#/Failed to initialize NVML"}},
+]
+
+
+def test_no_client_can_have_it_restarted(program, tiny_model, spec, tmp_path):
+    model = {"id": str(tiny_model), "name": "tiny", "devices": "cpu", "max_total_tokens": 512}
+    engine, port, log = LlamaCppEngine({}), free_port(), tmp_path / "log"
+    command = engine.command(spec(model, "llamacpp"), port, "127.0.0.1")
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [program, *command.argv[1:], "--jinja"], stdout=output, stderr=output
+        ) as process,
+    ):
+        try:
+            until_it_serves(port)
+            assert {asked(port, body) for body in HARMFUL} <= {400, 500}
+            assert read(port, "/health") == {"status": "ok"}
+        finally:
+            process.send_signal(signal.SIGTERM)
+    lines = log.read_text(errors="replace").splitlines()
+    assert "CUDA error: unknown error" in "\n".join(lines)
+    assert [line for line in lines if engine.serving_fault_of(line)] == []
+
+
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
@@ -219,6 +253,31 @@ def test_how_it_ends_is_understood(program, words, fault):
     assert done.returncode == 1
     lines = (done.stdout + done.stderr).splitlines()
     assert {ENGINES["llamacpp"].fault_of(line) for line in lines} - {None} == {fault}
+
+
+def until_it_serves(port, limit_s=60):
+    deadline_s = time.monotonic() + limit_s
+    while True:
+        try:
+            return read(port, "/health")
+        except OSError:
+            assert time.monotonic() < deadline_s, "it never served"
+            time.sleep(0.05)
+
+
+def asked(port, body):
+    """The status of its answer."""
+    body = {"messages": [{"role": "user", "content": "hi"}], **body}
+    url = f"http://127.0.0.1:{port}/v1/chat/completions"
+    headers = {"content-type": "application/json"}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, json.dumps(body).encode(), headers), timeout=30
+        ) as reply:
+            return reply.status
+    except urllib.error.HTTPError as exc:
+        with exc:
+            return exc.code
 
 
 def free_port():
