@@ -185,7 +185,7 @@ class ReplicaKeeper:
         else:
             self._move(Phase.LOADING, f"adopted, {handle.shown}")
             if failed := await self._until_ready(handle):
-                return failed
+                return replace(failed, recoverable=True)  # it may have served; so may its log
         return await self._serve()
 
     async def _replace(self, outdated: Handle) -> Run:
@@ -302,6 +302,7 @@ class ReplicaKeeper:
                 if not await self._around.runtime.is_serving_itself(handle):
                     return Run(f"{handle.base_url} is answered by another program")
                 self._read_progress(reader)
+                self._fault = None  # got over: no reason for how it may end one day
                 self._move(Phase.READY, "answers /health")
                 return None
             if time.monotonic() >= deadline_s:
