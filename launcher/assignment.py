@@ -6,56 +6,16 @@ what could stand there instead. A machine that has lost a GPU, or its driver, mo
 runs: a replica that cannot have its GPUs for that is given none, and told why.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count as count_up
 
-from launcher.config import ClusterConfig, ModelConfig, leaves_room
 from launcher.device_request import Group, index_of
 from launcher.gpu import DriverState, Gpu, Inventory
+from launcher.gpu_wishes import Assigned, Running, Wanted, few, may_be, running_at, without_gpus
+from launcher.unseen_gpus import as_it_runs, as_written, were_known
 from router.config.words import count, dotted
 from router.errors import PlacementError
-
-_MOST_NAMED = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One model as it asks for GPUs. `place` is where in the config, for messages."""
-
-    place: str
-    model: ModelConfig
-    uses_gpus: bool
-    may_share: bool
-
-
-def wanted_models(config: ClusterConfig) -> list[Wanted]:
-    """The config's models, in its order."""
-    return [
-        Wanted(
-            f"models[{index}]",
-            model,
-            config.uses_gpus(model),
-            leaves_room(model, config.engine_of(model)),
-        )
-        for index, model in enumerate(config.models)
-    ]
-
-
-@dataclass(frozen=True, slots=True)
-class Assigned:
-    """The devices of replica number `position`; none for those that need none.
-
-    With `trouble` it cannot be started: it runs on where it is, or waits for somebody to see to it.
-    """
-
-    position: int
-    devices: Group
-    trouble: str = ""
-
-
-Running = Sequence[Group | None]
-"""By replica number, where it runs; () for one that is known and does not run, None for others."""
 
 
 def assign(
@@ -72,115 +32,18 @@ def assign(
     """
     problems: list[str] = []
     if inventory is None:
-        given = _unresolved(models, inventory, problems)
+        given = as_written(models, inventory, problems)
     elif inventory.state is DriverState.OK:
         given = _resolved(models, inventory, running, problems)
-    elif inventory.state is DriverState.BROKEN or _were_known(running):
-        given = [_unseen(*both, inventory) for both in zip(models, running, strict=True)]
+    elif inventory.state is DriverState.BROKEN or were_known(running):
+        given = [as_it_runs(*both, inventory) for both in zip(models, running, strict=True)]
     else:
-        given = _unresolved(models, inventory, problems)
+        given = as_written(models, inventory, problems)
     if not is_lenient:
         problems += dict.fromkeys(one.trouble for model in given for one in model if one.trouble)
     if problems:
         raise PlacementError("\n".join(problems))
     return given
-
-
-def _numbered(groups: Iterable[Group]) -> list[Assigned]:
-    return [Assigned(position, group) for position, group in enumerate(groups)]
-
-
-def _without_gpus(wanted: Wanted) -> list[Assigned]:
-    return _numbered([()] * (wanted.model.replica_count or 1))
-
-
-# ---- this machine tells no GPUs
-
-
-def _unresolved(
-    models: Sequence[Wanted], inventory: Inventory | None, problems: list[str]
-) -> list[list[Assigned]]:
-    """Devices as they are written; the others are counted from 0 on, past the named ones."""
-    why = inventory.trouble if inventory and inventory.trouble else "that machine's are not known"
-    named = {device for wanted in models for device in _named_devices(wanted)}
-    by_uuid = sorted(device for device in named if index_of(device) is None)
-    free = (f"cuda:{index}" for index in range(4096) if f"cuda:{index}" not in named)
-    given: list[list[Assigned]] = []
-    for wanted in models:
-        request, replicas = wanted.model.wanted_devices, wanted.model.replica_count
-        if not wanted.uses_gpus:
-            given.append(_without_gpus(wanted))
-        elif request.kind == "named":
-            given.append(_numbered(request.groups))
-        elif replicas is None or by_uuid:
-            problems.append(_needs_the_machine(wanted, by_uuid, why))
-            given.append([])
-        else:
-            shards = range(wanted.model.shards)
-            groups = (tuple(next(free) for _ in shards) for _ in range(replicas))
-            given.append(_numbered(groups))
-    return given
-
-
-def _needs_the_machine(wanted: Wanted, by_uuid: Sequence[str], why: str) -> str:
-    kind = wanted.model.wanted_devices.kind
-    found = f"found {kind if wanted.model.devices else 'none, which is auto'}"
-    if kind == "all":
-        return f"{wanted.place}.devices: {found}, expected GPUs by name or a number of them: {why}"
-    return (
-        f"{wanted.place}.devices: {found}, expected names, as other models name theirs by UUID "
-        f"({_few(by_uuid)}) and might get the same GPUs: {why}"
-    )
-
-
-def _named_devices(wanted: Wanted) -> tuple[str, ...]:
-    return wanted.model.wanted_devices.named if wanted.uses_gpus else ()
-
-
-# ---- it told them once
-
-
-def _were_known(running: Sequence[Running]) -> bool:
-    """Whether something runs on a GPU by its UUID."""
-    groups = (group for theirs in running for group in theirs if group)
-    return any(index_of(device) is None for group in groups for device in group)
-
-
-def _unseen(wanted: Wanted, running: Running, inventory: Inventory) -> list[Assigned]:
-    """What runs stays; what is named can be tried without a driver, not with a broken one."""
-    if not wanted.uses_gpus:
-        return _without_gpus(wanted)
-    model, place = wanted.model, f"{wanted.place}.devices"
-    groups = model.wanted_devices.groups
-    positions: Iterable[int] = range(model.replica_count or 0)
-    if model.replica_count is None:
-        positions = [at for at, theirs in enumerate(running) if theirs is not None] or [0]
-    given: list[Assigned] = []
-    for position in positions:
-        theirs, group = _at(running, position), groups[position] if groups else ()
-        trouble = f"{place}: {inventory.trouble}"
-        stays = len(theirs) == model.shards
-        if groups:
-            stays = len(theirs) == len(group) and all(map(_may_be, group, theirs))
-            trouble = trouble if inventory.state is DriverState.BROKEN else ""
-        if stays or not trouble:
-            given.append(Assigned(position, theirs if stays else group))
-        else:
-            given.append(Assigned(position, theirs or group, trouble))
-    return given
-
-
-def _at(running: Running, position: int) -> Group:
-    """Where it runs; () if it does not."""
-    return (running[position] or ()) if position < len(running) else ()
-
-
-def _may_be(written: str, uuid: str) -> bool:
-    """Whether a device of the config may mean a GPU that nobody can look up."""
-    return index_of(written) is not None or uuid.startswith(written)
-
-
-# ---- it does
 
 
 def _resolved(
@@ -199,7 +62,7 @@ def _resolved(
     given: list[list[Assigned]] = []
     for index, wanted in enumerate(models):
         if not wanted.uses_gpus:
-            given.append(_without_gpus(wanted))
+            given.append(without_gpus(wanted))
         elif wanted.model.wanted_devices.kind == "named":
             given.append([one.assigned(at) for at, one in enumerate(named[index])])
         elif wanted.model.replica_count is None:
@@ -212,7 +75,7 @@ def _resolved(
 
 def _refuse_ends(given: list[Assigned], running: Running, problems: list[str]) -> None:
     """Nothing that runs is given up for what then cannot start."""
-    lost = {one.trouble for one in given if not one.devices and _at(running, one.position)}
+    lost = {one.trouble for one in given if not one.devices and running_at(running, one.position)}
     problems += sorted(lost - {""})
 
 
@@ -251,7 +114,7 @@ def _named(
     groups: list[_NamedGroup] = []
     for position, group in enumerate(request.groups if wanted.uses_gpus else ()):
         place = wanted.place + "." + dotted(request.place(position))
-        theirs = _at(running, position)
+        theirs = running_at(running, position)
         if _stays_unreached(group, theirs, inventory):
             found = tuple(map(_Named, [place] * len(group), group, theirs))
             groups.append(_NamedGroup(found, group))
@@ -274,7 +137,7 @@ def _stays_unreached(group: Group, running: Group, inventory: Inventory) -> bool
         return False
     for written, uuid in zip(group, running, strict=True):
         gpu = inventory.find(written)
-        is_it = gpu.uuid == uuid if gpu else _may_be(written, uuid) and not inventory.find(uuid)
+        is_it = gpu.uuid == uuid if gpu else may_be(written, uuid) and not inventory.find(uuid)
         if not is_it:
             return False
     return True
@@ -289,7 +152,7 @@ def _looked_up(
         return None
     if gpu.mig_enabled and gpu.parent is None:
         slices = [one.uuid for one in inventory.slices_of(gpu)]
-        expected = f"one of them: {_few(slices)}" if slices else "it to have some, or MIG off"
+        expected = f"one of them: {few(slices)}" if slices else "it to have some, or MIG off"
         problems.append(f"{place}: found {device}, a GPU for MIG slices only, expected {expected}")
         return None
     return _Named(place, device, gpu.uuid)
@@ -299,7 +162,7 @@ def _unknown(device: str, inventory: Inventory) -> str:
     known = (*inventory.gpus, *inventory.slices)
     fits = [one.uuid for one in known if index_of(device) is None and one.uuid.startswith(device)]
     if len(fits) > 1:
-        return f"found {device}, which fits several GPUs, expected more of one's UUID: {_few(fits)}"
+        return f"found {device}, which fits several GPUs, expected more of one's UUID: {few(fits)}"
     trouble = f"; {inventory.trouble}" if inventory.trouble else ""
     return f"found {device}, expected one of: {_known(inventory)}{trouble}"
 
@@ -369,7 +232,7 @@ def _chosen(
     shards, trouble = wanted.model.shards, ""
     had = len(free.uuids) + len(kept) * shards
     if had < replicas * shards:
-        trouble = _too_few(wanted, replicas, had, free)
+        trouble = _toofew(wanted, replicas, had, free)
         if not free.inventory.trouble:
             problems.append(trouble)
             return []
@@ -392,6 +255,7 @@ def _all(
     if not had or (had % shards and not (lost and kept)):
         problems.append(trouble)
         return []
+    trouble = f"{wanted.place}.devices: found all, {count(had, 'GPU')}, but one is lost: {lost}"
     known = (at for at, theirs in enumerate(running) if theirs is not None and lost)
     last = max((*kept, *known), default=-1)
     given: list[Assigned] = []
@@ -414,7 +278,7 @@ def _uneven(wanted: Wanted, found: int, inventory: Inventory) -> str:
     return f"{wanted.place}.devices: found all, {free}, expected {expected}{trouble}"
 
 
-def _too_few(wanted: Wanted, replicas: int, found: int, free: _Free) -> str:
+def _toofew(wanted: Wanted, replicas: int, found: int, free: _Free) -> str:
     shards, trouble = wanted.model.shards, free.inventory.trouble
     key = "replicas" if wanted.model.replicas else "devices"
     each = f" of {shards} each" if shards > 1 else ""
@@ -433,9 +297,4 @@ def _usable(inventory: Inventory) -> Iterator[Gpu]:
 
 def _known(inventory: Inventory) -> str:
     devices = [f"cuda:{gpu.index} ({gpu.uuid})" for gpu in inventory.gpus]
-    return _few(devices + [one.uuid for one in inventory.slices]) or "none: no GPU is here"
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return ", ".join(names[:_MOST_NAMED]) + more
+    return few(devices + [one.uuid for one in inventory.slices]) or "none: no GPU is here"

@@ -11,16 +11,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher.assignment import Assigned, assign, wanted_models
+from launcher.assignment import assign
 from launcher.config import MAX_REPLICAS, ClusterConfig, EngineConfig, ModelConfig, RuntimeConfig
 from launcher.device_request import Group
 from launcher.engines import ENGINES
 from launcher.engines.base import Mount
 from launcher.engines.flags import Arg
 from launcher.gpu import Inventory
+from launcher.gpu_wishes import Assigned, wanted_models
 from launcher.replica_ids import short_names
 from router.errors import PlacementError
 
+_WHAT_THEN = "see to that, then run `launcher up` again"
 # What each kind of engine calls the number of requests that it works on at a time.
 _PERMIT_FLAGS = ("max-concurrent-requests", "max-num-seqs", "parallel")
 
@@ -182,7 +184,7 @@ def _spec(
         model=model.served_name,
         start_timeout_s=engine.start_timeout_s,
         fingerprint=running[replica_id] if is_kept else _fingerprint(identity),
-        trouble=trouble,
+        trouble=trouble and f"{'; '.join(trouble.splitlines())}; {_WHAT_THEN}",
         **wanted,
     )
 

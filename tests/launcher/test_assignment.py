@@ -2,9 +2,10 @@
 
 import pytest
 
-from launcher.assignment import assign, wanted_models
+from launcher.assignment import assign
 from launcher.config import ClusterConfig
 from launcher.gpu import DriverState, Gpu, Inventory
+from launcher.gpu_wishes import wanted_models
 from router.errors import PlacementError
 
 GIB = 2**30

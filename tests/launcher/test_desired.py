@@ -223,6 +223,7 @@ def test_a_lost_gpu_is_trouble_of_the_replica_on_it_only(nvml: FakeNvml, make_ha
     for old, new in zip(before, after, strict=True):
         assert (old == new) is (old.id != "replica-2")
     assert "cuda:2: GPU is lost" in after[2].trouble
+    assert after[2].trouble.endswith("; see to that, then run `launcher up` again")
     assert after[2].fingerprint != before[2].fingerprint
     (note, *_) = gpu_notes(one, after, at(make_handle, before[:2] + before[3:]))
     assert note.startswith("replica-2: not started: models[0].")
