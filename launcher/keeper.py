@@ -387,7 +387,9 @@ class ReplicaKeeper:
         parts = (str(fault or ""), failed, f"its log says: {said}" if said else "")
         words = "; ".join(part for part in parts if part)
         cause = f"{found.detail} ({words})"[:_REASON_CHARS] if words else found.detail
-        return Run(cause, recoverable=fault is None or fault.recoverable)
+        if fault is None:
+            return Run(cause)
+        return Run(cause, recoverable=fault.recoverable, is_slow=fault.is_slow)
 
     # ---- telling
 

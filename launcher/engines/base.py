@@ -69,11 +69,18 @@ class Fault(StrEnum):
     GPU_LOST = "lost its GPU"
     BAD_FLAG = "bad flag"
     BAD_MODEL = "bad model"
+    NO_ACCESS = "no access to the model"
 
     @property
     def recoverable(self) -> bool:
         """Whether the same start may go better another time."""
         return self not in (Fault.BAD_FLAG, Fault.BAD_MODEL)
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether somebody has to see to it first: the hub says the same of a token that is missing
+        or expired, of a licence not accepted yet, and of a name that nobody has."""
+        return self is Fault.NO_ACCESS
 
 
 class Engine(Protocol):

@@ -20,6 +20,13 @@ _QUOTES_A_CLIENT = re.compile(
     r"|Error with model |\"[A-Z]{3,7} /|\binput_value=|\bTemplateError: "
 )
 
+# What is only warned of, or tried again, has ended nothing yet. Links to the files themselves
+# expire, and are then refused to everybody for a while.
+_IS_NOT_THE_END = re.compile(
+    r"\bWARN(?:ING)?\b|\b\w*[Ww]arning: |^\s*[\d.]+ W |failed to mlock"
+    r"|\b[Rr]etrying\b|\bX-Amz-|https?://(?:cdn-|cas-|[\w.-]*\bxethub\.)"
+)
+
 
 def phrases(table: Iterable[tuple[str, Fault]]) -> Phrases:
     """Regular expressions, tried in this order: the first one found in a line decides."""
@@ -31,7 +38,8 @@ def fault_in(log_line: str, *tables: Phrases) -> Fault | None:
     for table in tables:
         for pattern, fault in table:
             if pattern.search(log_line):
-                return None if _QUOTES_A_CLIENT.search(log_line) else fault
+                is_believed = not _QUOTES_A_CLIENT.search(log_line)
+                return fault if is_believed and not _IS_NOT_THE_END.search(log_line) else None
     return None
 
 
@@ -85,12 +93,13 @@ HOST = phrases(
 # No 404 as such: engines ask for files that a model need not have.
 HUB = phrases(
     [
-        (r"\b(?:401|403) Client Error", Fault.BAD_MODEL),
-        (r"\bstatus client error \((?:401|403)\b", Fault.BAD_MODEL),
-        (r"\b(?:GatedRepo|RepositoryNotFound|RevisionNotFound)Error", Fault.BAD_MODEL),
-        (r"Cannot access gated repo", Fault.BAD_MODEL),
-        (r"You are trying to access a gated repo", Fault.BAD_MODEL),
-        (r"is not a local folder and is not a valid model identifier", Fault.BAD_MODEL),
+        (r"\b(?:401|403) Client Error", Fault.NO_ACCESS),
+        (r"\bstatus client error \((?:401|403)\b", Fault.NO_ACCESS),
+        (r"\b(?:GatedRepo|RepositoryNotFound)Error", Fault.NO_ACCESS),
+        (r"Cannot access gated repo", Fault.NO_ACCESS),
+        (r"You are trying to access a gated repo", Fault.NO_ACCESS),
+        (r"is not a local folder and is not a valid model identifier", Fault.NO_ACCESS),
+        (r"\bRevisionNotFoundError", Fault.BAD_MODEL),
         (r"Repo id must ", Fault.BAD_MODEL),
         (r"Unrecognized (?:model in|configuration class) ", Fault.BAD_MODEL),
     ]

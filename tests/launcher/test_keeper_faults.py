@@ -26,6 +26,7 @@ LOST = (
 BAD_FLAG = (
     "2026-11-20T10:00:00.123456Z ERROR text_generation_launcher: error: unexpected argument '-x'\n"
 )
+NO_ACCESS = "huggingface_hub.errors.GatedRepoError: 403 Client Error.\n"
 
 
 @dataclass
@@ -200,6 +201,18 @@ async def test_an_adopted_one_is_not_given_up_for_what_its_log_says(replica, mak
         await replica.until(Phase.LOADING)
         replica.runtime.starts[0].set_result(Exit(code=1, detail="exited with code 1"))
         await replica.holds(lambda: len(replica.runtime.starts) == 2)
+
+
+async def test_one_without_access_is_tried_again_though_rarely(replica) -> None:
+    replica.status = 503
+    async with replica.kept():
+        for count in (1, 2):
+            await replica.holds(lambda count=count: len(replica.runtime.starts) == count)
+            replica.says(NO_ACCESS)
+            detail = "exited with code 1"
+            replica.runtime.starts[-1].set_result(Exit(code=1, detail=detail))
+        await replica.holds(lambda: replica.keeper.instance.history.is_stuck)
+        await replica.holds(lambda: len(replica.runtime.starts) == 3)
 
 
 async def test_the_same_words_of_a_start_are_believed(replica) -> None:

@@ -80,15 +80,23 @@ LINES = [
     (
         PYTHON,
         "huggingface_hub.errors.RepositoryNotFoundError: 401 Client Error. (Request ID: R)",
-        Fault.BAD_MODEL,
+        Fault.NO_ACCESS,
     ),
-    (PYTHON, "huggingface_hub.errors.GatedRepoError: 403 Client Error.", Fault.BAD_MODEL),
+    (PYTHON, "huggingface_hub.errors.GatedRepoError: 403 Client Error.", Fault.NO_ACCESS),
     (
         PYTHON,
         "OSError: org/m is not a local folder and is not a valid model identifier listed on "
         "'https://huggingface.co/models'",
-        Fault.BAD_MODEL,
+        Fault.NO_ACCESS,
     ),
+    (
+        TGI,
+        "huggingface_hub.errors.HfHubHTTPError: 401 Client Error: Unauthorized for url: "
+        "https://huggingface.co/api/models/x/y/revision/main",
+        Fault.NO_ACCESS,
+    ),
+    (PYTHON, "huggingface_hub.errors.RevisionNotFoundError: 404 Client Error.", Fault.BAD_MODEL),
+    (PYTHON, "HFValidationError: Repo id must be in the form 'repo_name'", Fault.BAD_MODEL),
     (TGI, "ValueError: Unsupported model type frobnicate", Fault.BAD_MODEL),
     (
         VLLM,
@@ -107,6 +115,39 @@ LINES = [
         Fault.BAD_MODEL,
     ),
     # nothing for good
+    (
+        TGI,
+        "requests.exceptions.HTTPError: 403 Client Error: Forbidden for url: "
+        "https://cdn-lfs-us-1.hf.co/repos/ab/cd?X-Amz-Expires=3600",
+        None,
+    ),
+    (TGI, "403 Client Error: Forbidden for url: https://cas-bridge.xethub.hf.co/a/b", None),
+    (
+        VLLM,
+        "ERROR 11-20 12:00:00 [repo_utils.py:60] Error retrieving file list: 401 Client Error. "
+        "(Request ID: Root=1), retrying 1 of 2",
+        None,
+    ),
+    (
+        TGI,
+        "2026-11-20T10:00:00Z  WARN text_generation_launcher: Could not fetch tokenizer config: "
+        "request error: HTTP status client error (401 Unauthorized) for url (https://x/y)",
+        None,
+    ),
+    (VLLM, "WARNING [pynvml] Failed to initialize NVML: Driver/library version mismatch", None),
+    (
+        VLLM,
+        "(EngineCore) NCCL WARN Call to ibv_create_qp failed with error Cannot allocate memory",
+        None,
+    ),
+    (
+        ["llamacpp"],
+        "failed to mlock 1073741824-byte buffer (after previously locking 0 bytes): Cannot "
+        "allocate memory",
+        None,
+    ),
+    (["llamacpp"], "llama_mmap: warning: mmap failed", None),
+    (["llamacpp"], "0.00.200.706 W srv    operator(): got exception: CUDA out of memory", None),
     (PYTHON, "ConnectionError: HTTPSConnectionPool(host='huggingface.co'): Max retries", None),
     (PYTHON, "requests.exceptions.HTTPError: 503 Server Error: Service Unavailable", None),
     (PYTHON, "404 Client Error: Not Found for url: .../resolve/main/adapter_config.json", None),
@@ -226,14 +267,15 @@ def test_what_only_the_kernel_writes_is_no_engine_s_fault(engine, words):
 
 
 @pytest.mark.parametrize(
-    ("fault", "recoverable"),
+    ("fault", "recoverable", "is_slow"),
     [
-        (Fault.BAD_FLAG, False),
-        (Fault.BAD_MODEL, False),
-        (Fault.GPU_MEMORY, True),
-        (Fault.GPU_LOST, True),
-        (Fault.HOST_MEMORY, True),
+        (Fault.BAD_FLAG, False, False),
+        (Fault.BAD_MODEL, False, False),
+        (Fault.NO_ACCESS, True, True),
+        (Fault.GPU_MEMORY, True, False),
+        (Fault.GPU_LOST, True, False),
+        (Fault.HOST_MEMORY, True, False),
     ],
 )
-def test_only_what_stays_wrong_is_given_up(fault, recoverable):
-    assert fault.recoverable is recoverable
+def test_only_what_stays_wrong_is_given_up(fault, recoverable, is_slow):
+    assert (fault.recoverable, fault.is_slow) == (recoverable, is_slow)
