@@ -86,7 +86,12 @@ class Runtime(Protocol):
         """
 
     async def owned(self) -> list[Handle]:
-        """All that runs for this cluster, whoever started it; an unknown one has no fingerprint."""
+        """All that runs for this cluster, whoever started it; an unknown one has no fingerprint.
+        Only looks."""
+
+    async def clear_away(self) -> None:
+        """Remove what is left of starts that have ended. For who brings the cluster up or down;
+        does nothing while another launcher runs it. Raises StartError, RuntimeAway."""
 
     async def is_serving_itself(self, handle: Handle) -> bool:
         """Whether what answers at its URL is this replica, not another program on its port."""

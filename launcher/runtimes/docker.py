@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from launcher import exits, ports, processes
 from launcher.config import ClusterConfig, DockerConfig
@@ -171,12 +170,22 @@ class DockerRuntime:
             handles = [
                 handle
                 for listed in await self._containers.labelled(self._marks)
-                if (handle := await self._owned_one(listed)) is not None
+                if listed["State"] in _RUNNING
+                and (handle := await self._owned_one(listed["Id"])) is not None
             ]
         for handle in handles:
             with suppress(ValueError):
                 self._ports.setdefault(handle.replica_id, ports.port_of(handle.base_url))
         return handles
+
+    async def clear_away(self) -> None:
+        if self._is_run_by_another():
+            return
+        with _translating("the Docker Engine"):
+            for listed in await self._containers.labelled(self._marks):
+                replica_id = listed["Labels"].get(REPLICA, "")
+                if listed["State"] not in _RUNNING and replica_id not in self._starting:
+                    await self._clear_away(replica_id, listed["Id"])
 
     async def is_serving_itself(self, handle: Handle) -> bool:
         try:
@@ -359,15 +368,9 @@ class DockerRuntime:
 
     # ---- finding again
 
-    async def _owned_one(self, listed: dict[str, Any]) -> Handle | None:
-        """None for one that is gone, or does not run: that is cleared away."""
-        if listed["State"] not in _RUNNING:
-            replica_id = listed["Labels"].get(REPLICA, "")
-            # Not under the hands of a launcher that is about to start it, or to ask how it ended.
-            if replica_id not in self._starting and not self._is_run_by_another():
-                await self._clear_away(replica_id, listed["Id"])
-            return None
-        found = await self._containers.inspect(listed["Id"])
+    async def _owned_one(self, container_id: str) -> Handle | None:
+        """None for one that is gone meanwhile."""
+        found = await self._containers.inspect(container_id)
         if found is None:
             return None
         return _handle_of(found["Id"], found["Config"]["Labels"], found["State"]["Pid"] or None)
@@ -379,6 +382,7 @@ class DockerRuntime:
             log.warning("%s: container %s stays: %s", replica_id, container_id[:12], exc.text)
 
     def _is_run_by_another(self) -> bool:
+        """Which is about to start something, or to ask how it ended."""
         holder = self._folder.holder()
         return holder is not None and holder.pid != os.getpid()
 

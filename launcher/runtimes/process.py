@@ -122,6 +122,9 @@ class ProcessRuntime:
                 self._ports.setdefault(handle.replica_id, (ports.port_of(handle.base_url),))
         return list(by_ref.values())
 
+    async def clear_away(self) -> None:
+        """A process that ended leaves its log, which is kept."""
+
     async def is_serving_itself(self, handle: Handle) -> bool:
         pids = ports.holders_of(ports.port_of(handle.base_url))
         # Nobody to be seen: a sandbox hides /proc/net, or the engine is another user's.

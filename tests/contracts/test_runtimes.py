@@ -120,6 +120,7 @@ async def make(request: pytest.FixtureRequest) -> AsyncIterator[Make]:
         last = make(state_dir)
         for handle in await last.owned():
             await last.stop(handle, grace_s=0.0)
+        await last.clear_away()
         assert await last.owned() == []
     for runtimes in made.values():
         for runtime in runtimes:
@@ -192,6 +193,17 @@ async def test_preparing_starts_nothing_and_may_be_repeated(runtime: Runtime) ->
     for _ in range(2):
         await runtime.prepare([spec_of(SLEEP)], quiet)
     assert await runtime.owned() == []
+
+
+async def test_clearing_away_touches_nothing_that_runs_and_may_be_repeated(
+    runtime: Runtime,
+) -> None:
+    await runtime.clear_away()
+    handle = await runtime.start(spec_of(SLEEP), 1, quiet)
+    for _ in range(2):
+        await runtime.clear_away()
+    assert await runtime.owned() == [handle]
+    assert await runtime.poll(handle) is None
 
 
 async def test_fetching_starts_nothing_touches_nothing_and_may_be_repeated(

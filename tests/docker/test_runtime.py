@@ -284,17 +284,18 @@ async def test_what_an_earlier_start_left_half_made_is_cleared_away(
     assert container.id == handle.ref
 
 
-async def test_what_does_not_run_is_cleared_away_but_not_under_a_launchers_hands(
+async def test_what_does_not_run_is_cleared_away_but_not_by_looks_nor_under_a_launchers_hands(
     fleet, docker_client
 ):
     first = fleet.runtime()
     await ended(first, await first.start(spec_of("print('up')"), 1, quiet))
     await first.aclose()
     StateFolder(fleet.state_dir).write_record("launcher.json", {"process": str(identify(1))})
-    assert await fleet.runtime().owned() == []
-    assert [container.status for container in containers(docker_client)] == ["exited"]
+    await fleet.runtime().clear_away()
     StateFolder(fleet.state_dir).remove("launcher.json")
     assert await fleet.runtime().owned() == []
+    assert [container.status for container in containers(docker_client)] == ["exited"]
+    await fleet.runtime().clear_away()
     assert containers(docker_client) == []
 
 
@@ -314,7 +315,7 @@ async def test_what_cannot_be_cleared_away_is_in_the_way_of_a_start_only(
 
     monkeypatch.setattr(docker.APIClient, "remove_container", busy)
     runtime = fleet.runtime()
-    assert await runtime.owned() == []
+    await runtime.clear_away()
     assert "stays: device or resource busy" in caplog.text
     with pytest.raises(StartError, match="device or resource busy"):
         await runtime.start(spec_of(), 2, quiet)
