@@ -59,6 +59,7 @@ def _as_it_runs(cluster: Cluster) -> Cluster:
 async def _take_down(cluster: Cluster, runtime: Runtime, timeout_s: float) -> int:
     launcher = cluster.folder.holder()
     if launcher is None and not running_routers(cluster.folder) and not await runtime.owned():
+        await runtime.clear_away()
         _forget(cluster)
         print(f"cluster {cluster.config.cluster}: nothing runs")
         return 0
