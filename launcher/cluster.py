@@ -1,10 +1,12 @@
 """One cluster as a command sees it: its config, where the config came from, its state folder."""
 
 import shlex
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.config import ClusterConfig
+from launcher.config.lenient import read_leniently
 from launcher.state import StateFolder
 from router.config import load_model, read_source
 from router.errors import ConfigError, ConfigProblem
@@ -29,6 +31,21 @@ class Cluster:
         source = read_source(path)
         config = load_model(source, ClusterConfig)
         # Resolved, because processes are found again by this path, letter for letter.
+        return cls(path, config, StateFolder(config.state_dir.resolve()), source.text)
+
+    @classmethod
+    def load_leniently(cls, path: Path, *, is_quiet: bool = False) -> "Cluster":
+        """The same for verbs that start nothing: variables that this shell lacks are no error.
+
+        Which they are is noted on stderr. One that says which cluster it is remains an error.
+        """
+        require_default(path)
+        source, config = read_leniently(path)
+        if source.unset and not is_quiet:
+            names = ", ".join(sorted({name for names in source.unset.values() for name in names}))
+            print(
+                f"note: not set in this shell: {names}; what runs is not affected", file=sys.stderr
+            )
         return cls(path, config, StateFolder(config.state_dir.resolve()), source.text)
 
     def command(self, *words: str) -> str:

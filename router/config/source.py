@@ -28,7 +28,7 @@ class Source:
 
     `problems` (duplicate keys, unset variables ...) is raised by `load_model`, together with what
     the model finds. `spoiled` values are known wrong; `expanded` values came from the environment,
-    with what stands for them in the file.
+    with what stands for them in the file. `unset` are the names of variables that values lack.
     """
 
     file: str
@@ -38,6 +38,7 @@ class Source:
     problems: tuple[ConfigProblem, ...] = ()
     spoiled: frozenset[KeyPath] = frozenset()
     expanded: Mapping[str, str] = field(default_factory=dict, repr=False)
+    unset: Mapping[KeyPath, tuple[str, ...]] = field(default_factory=dict)
 
     def line(self, path: KeyPath, *, of_key: bool = False) -> int | None:
         """The line of the value (or its key) at `path`, or of the nearest mapping around it."""
@@ -68,7 +69,16 @@ def read_source(path: Path, env: Mapping[str, str] = os.environ) -> Source:
     file = os.fspath(path)
     text = _read_text(path)
     tree = parse_tree(text, file, env)
-    return Source(file, text, tree.value, tree.places, tree.problems, tree.spoiled, tree.expanded)
+    return Source(
+        file,
+        text,
+        tree.value,
+        tree.places,
+        tree.problems,
+        tree.spoiled,
+        tree.expanded,
+        tree.unset,
+    )
 
 
 def load_model(source: Source, model: type[Model]) -> Model:

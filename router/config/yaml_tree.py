@@ -47,6 +47,7 @@ class Tree:
     problems: tuple[ConfigProblem, ...]
     spoiled: frozenset[Path]
     expanded: dict[str, str] = field(repr=False)  # values from the environment -> as written
+    unset: dict[Path, tuple[str, ...]]  # names of variables that a value lacks
 
 
 def parse_tree(text: str, file: str, env: Mapping[str, str]) -> Tree:
@@ -63,6 +64,7 @@ def parse_tree(text: str, file: str, env: Mapping[str, str]) -> Tree:
         tuple(builder.problems),
         frozenset(builder.spoiled),
         builder.expanded,
+        builder.unset,
     )
 
 
@@ -76,6 +78,7 @@ class _Builder:
         self.problems: dict[ConfigProblem, None] = {}  # an alias tells the same one again
         self.spoiled: set[Path] = set()
         self.expanded: dict[str, str] = {}
+        self.unset: dict[Path, tuple[str, ...]] = {}
         self._open: set[int] = set()  # ids of the nodes being walked: an alias to one is a loop
         self._seen = 0  # keys and values, through every alias
 
@@ -203,6 +206,7 @@ class _Builder:
             if default is not None:
                 return value or default
             if value is None:
+                self.unset[path] = (*self.unset.get(path, ()), name)
                 expected = f"{name} in the environment, or a default: ${{{name}:-value}}"
                 self._spoil(path, line, f"${{{name}}}, which is not set", expected)
                 return match[0]

@@ -211,6 +211,13 @@ extra: 1
 
 
 class TestVariables:
+    def test_those_that_values_lack_are_named_with_their_places(self, write):
+        text = "router: {host: 'a-${NO}-${NOR}-${YES}-${OR:-x}'}\nreplicas: ['${NO}', '$${NO}']"
+        assert read_source(write(text), {"YES": "y"}).unset == {
+            ("router", "host"): ("NO", "NOR"),
+            ("replicas", 0): ("NO",),
+        }
+
     def test_expand_in_values_with_defaults_and_escapes(self, load):
         text = """\
 router:
