@@ -16,7 +16,7 @@ _LOOK_S = 0.1
 
 
 def run(path: Path, replica_id: str, *, undo: bool = False, wait: bool = False) -> int:
-    return asyncio.run(_run(Cluster.load(path), replica_id, undo=undo, wait=wait))
+    return asyncio.run(_run(Cluster.load_leniently(path), replica_id, undo=undo, wait=wait))
 
 
 async def _run(cluster: Cluster, replica_id: str, *, undo: bool, wait: bool) -> int:

@@ -18,7 +18,7 @@ _LOOK_S = 0.2
 
 
 def run(path: Path, name: str, *, lines: int = 100, follow: bool = False) -> int:
-    cluster = Cluster.load(path)
+    cluster = Cluster.load_leniently(path)
     log = cluster.folder.log(name)
     known = [*(spec.id for spec in expected(cluster.config)), "router", "launcher"]
     if name not in known and (Path(name).name != name or not log.exists()):

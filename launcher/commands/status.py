@@ -22,7 +22,7 @@ READY, NOT_READY, NOTHING_RUNS = 0, 1, 3
 def run(path: Path, *, as_json: bool = False) -> int:
     from launcher import status
 
-    cluster = Cluster.load(path)
+    cluster = Cluster.load_leniently(path, is_quiet=as_json)
     current = asyncio.run(status.read(cluster))
     if as_json:
         print(json.dumps(current.as_json(), indent=2))
