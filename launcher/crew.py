@@ -7,8 +7,8 @@ what changed gets a new keeper that replaces it in its turn; what is gone is dra
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -23,6 +23,7 @@ from launcher.plan import Plan
 from launcher.restarts import RestartPolicy
 from launcher.runtimes.base import Handle, Runtime
 from launcher.stopping import until_stopped
+from launcher.succession import Kept, Leaving, Succession, circle, leaves_at_once
 from launcher.surroundings import Drained, Rules, Surroundings
 from launcher.turns import LoadGate, ReplaceTurn
 from router.errors import OperatorError
@@ -34,51 +35,6 @@ _NO_BOUND = 1_000_000
 Restore = Callable[[Instance], None]
 IsHere = Callable[[ReplicaSpec], bool]
 """Whether a model's files need no download."""
-
-
-@dataclass(eq=False, slots=True)
-class _Kept:
-    keeper: ReplicaKeeper
-    turn: ReplaceTurn
-    task: "asyncio.Task[None] | None" = None
-
-    @property
-    def is_over(self) -> bool:
-        """It was given up."""
-        return self.task is not None and self.task.done()
-
-    @property
-    def leaves(self) -> set[str]:
-        """GPUs it is still on, and will not be once it follows its config."""
-        handle = self.keeper.instance.handle
-        return set(handle.devices if handle else ()) - set(self.keeper.spec.devices)
-
-
-@dataclass(eq=False, slots=True)
-class _Leaving:
-    """One that is on its way out, and the GPUs that are free once it is."""
-
-    devices: frozenset[str]
-    keeper: ReplicaKeeper | None = None  # None: of no keeper, an earlier launcher started it
-    resistance: str = ""  # why that stray could not be stopped
-
-    @property
-    def why_not(self) -> str:
-        """Why it is still there, though it has been asked to end."""
-        if self.keeper is not None and self.keeper.instance.resists:
-            return f"{self.keeper.spec.id} {self.keeper.instance.reason}"
-        return self.resistance
-
-
-@dataclass(frozen=True, slots=True)
-class _Succession:
-    """A new keeper, and what it begins with: at most one of the two handles."""
-
-    kept: _Kept
-    adopted: Handle | None = None
-    outdated: Handle | None = None
-    is_out: bool = False
-    """It is back where it was before only when it is ready."""
 
 
 class Crew:
@@ -97,8 +53,8 @@ class Crew:
         self._drained = drained
         self._is_here = is_here
         self._changed = changed
-        self._kept: dict[str, _Kept] = {}
-        self._leaving: list[_Leaving] = []
+        self._kept: dict[str, Kept] = {}
+        self._leaving: list[Leaving] = []
         self._gates: dict[str, tuple[tuple[object, ...], LoadGate]] = {}
         self._turns: dict[str, ReplaceTurn] = {}
         self._on_gpu = asyncio.Semaphore()
@@ -143,13 +99,13 @@ class Crew:
         """Let them work, as tasks of `group`."""
         self._group = group
         for stray in plan.strays:
-            leaving = _Leaving(frozenset(stray.devices))
+            leaving = Leaving(frozenset(stray.devices))
             self._leaving.append(leaving)
             self._spawn(self._stop_stray(stray, leaving))
         adopt = {spec.id: handle for spec, handle in plan.adopt}
         outdated = {spec.id: handle for spec, handle in plan.replace}
         heirs = [
-            _Succession(kept, adopt.get(name), outdated.get(name), is_out=True)
+            Succession(kept, adopt.get(name), outdated.get(name), is_out=True)
             for name, kept in self._kept.items()
         ]
         self._set_to_work(list(self._out_of_circles(heirs)))
@@ -158,8 +114,8 @@ class Crew:
         """Follow a new config: what it does not change goes on undisturbed."""
         self._follow(runtime)
         wanted = {spec.id: spec for spec in specs}
-        before = self._kept
-        same = {name for name, kept in before.items() if _goes_on(kept, wanted.get(name))}
+        before = self._kept = self._kept | await self._called_back(wanted)
+        same = {name for name, kept in before.items() if kept.goes_on(wanted.get(name))}
         await self._relieve([kept for name, kept in before.items() if name not in same])
         new = {spec.id: before[spec.id] if spec.id in same else self._made(spec) for spec in specs}
         heirs = [
@@ -175,13 +131,33 @@ class Crew:
         for leaving in self._leaving:
             if leaving.keeper:
                 leaving.keeper.try_now()
+        unchanged = {
+            kept.model for name, kept in before.items() if kept.is_unchanged(wanted.get(name))
+        }
         for name, kept in before.items():
             if name not in wanted:
-                self._retire(kept.keeper)
+                self._retire(kept.keeper, is_missed=kept.model not in unchanged)
         self._set_to_work(list(self._out_of_circles(heirs)))
         self._note()
 
-    async def _relieve(self, outgoing: Sequence[_Kept]) -> None:
+    async def _called_back(self, wanted: Container[str]) -> dict[str, Kept]:
+        """Those that were to leave, but serve still, and are wanted again."""
+        back = {
+            one.keeper.spec.id: one
+            for one in self._leaving
+            if one.keeper is not None and one.waits and one.keeper.spec.id in wanted
+        }
+        tasks = [one.task for one in back.values() if one.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for one in back.values():
+            self._leaving.remove(one)
+        keepers = {name: one.keeper for name, one in back.items() if one.keeper is not None}
+        return {name: Kept(it, self._turn(it.spec)) for name, it in keepers.items()}
+
+    async def _relieve(self, outgoing: Sequence[Kept]) -> None:
         """Keepers that end here; what they run goes on, unless it serves nobody yet."""
         tasks = [kept.task for kept in outgoing if kept.task is not None]
         for task in tasks:
@@ -206,34 +182,34 @@ class Crew:
         else:
             instance.handle = None
 
-    def _succession(self, old: _Kept | None, kept: _Kept) -> _Succession:
+    def _succession(self, old: Kept | None, kept: Kept) -> Succession:
         """A keeper with a new spec takes over what the old one had running."""
         if old is None:
-            return _Succession(kept)
+            return Succession(kept)
         if old.keeper.instance.resists:  # nobody may go on with it, or start beside it
             self._retire(old.keeper)
-            return _Succession(kept, is_out=True)
+            return Succession(kept, is_out=True)
         kept.keeper.instance.take_over(old.keeper.instance)
         handle = kept.keeper.instance.handle
         is_same = handle is not None and handle.fingerprint == kept.keeper.spec.fingerprint
         if is_same:
-            return _Succession(kept, adopted=handle, is_out=True)
-        return _Succession(kept, outdated=handle, is_out=handle is None)
+            return Succession(kept, adopted=handle, is_out=True)
+        return Succession(kept, outdated=handle, is_out=handle is None)
 
-    def _out_of_circles(self, heirs: Sequence[_Succession]) -> Iterator[_Succession]:
+    def _out_of_circles(self, heirs: Sequence[Succession]) -> Iterator[Succession]:
         """Replicas that change places on the same GPUs would wait for each other: all of these
         leave first, and start anew then. Those that already wait for a GPU are part of a circle,
         too; it is enough that the heirs in it leave."""
-        stuck = _circle(list(self._kept.values()))
+        stuck = circle(list(self._kept.values()))
         for heir in heirs:
             if heir.outdated is None or heir.kept not in stuck:
                 yield heir
                 continue
             self._retire(heir.kept.keeper)
             heir.kept.keeper.instance.handle = None
-            yield _Succession(heir.kept)
+            yield Succession(heir.kept)
 
-    def _set_to_work(self, heirs: Sequence[_Succession]) -> None:
+    def _set_to_work(self, heirs: Sequence[Succession]) -> None:
         """Those that are out say so before anybody else may go out."""
         for heir in heirs:
             keeper = heir.kept.keeper
@@ -252,10 +228,11 @@ class Crew:
         """Until what will go is gone. Nobody waits meanwhile for a turn that `keeper` holds."""
         if not self._is_blocked(keeper):
             return
-        self._turn(keeper.spec).give_back(keeper)
+        keeper.turn.give_back(keeper)
         before = keeper.instance.history
         while self._is_blocked(keeper):
-            why = next((one.why_not for one in self._in_the_way(keeper) if one.why_not), "")
+            leaving = (one for one in self._leaving if one.is_in_the_way_of(keeper))
+            why = next((one.why_not for one in leaving if one.why_not), "")
             what = "waits until its GPU is free"
             keeper.wait_for(f"{what}: {why}" if why else what, is_stuck=bool(why))
             await self._moved.wait()
@@ -266,22 +243,20 @@ class Crew:
         others = [kept for kept in self._kept.values() if kept.keeper is not keeper]
         taken = chain.from_iterable(other.leaves for other in others)
         is_taken = not set(keeper.spec.devices).isdisjoint(taken)
-        return is_taken or any(self._in_the_way(keeper))
+        return is_taken or any(one.is_in_the_way_of(keeper) for one in self._leaving)
 
-    def _in_the_way(self, keeper: ReplicaKeeper) -> Iterator[_Leaving]:
-        for one in self._leaving:
-            is_itself = one.keeper is not None and one.keeper.spec.id == keeper.spec.id
-            if is_itself or not one.devices.isdisjoint(keeper.spec.devices):
-                yield one
-
-    def _retire(self, keeper: ReplicaKeeper) -> None:
+    def _retire(self, keeper: ReplicaKeeper, is_missed: bool | None = None) -> None:
+        """`is_missed`: none of its model goes on as it is; None: it leaves at once all the same."""
         handle = keeper.instance.handle
         if handle is None:
             return
         last = self._for_the_end(keeper)
-        leaving = _Leaving(frozenset((*keeper.spec.devices, *handle.devices)), last)
+        leaving = Leaving(frozenset((*keeper.spec.devices, *handle.devices)), last)
+        if is_missed is not None and last.instance.phase is Phase.READY:
+            leaving.waits, leaving.is_missed = True, is_missed
+            last.spec = replace(last.spec, fingerprint="")  # of no config that is followed
         self._leaving.append(leaving)
-        self._spawn(self._see_off(last, leaving))
+        leaving.task = self._spawn(self._see_off(last, leaving))
 
     def _for_the_end(self, keeper: ReplicaKeeper) -> ReplicaKeeper:
         """One that drains what runs, wherever `keeper` was with that when it was cancelled."""
@@ -292,11 +267,24 @@ class Crew:
         last.instance.move(Phase.READY, "to be stopped", time.monotonic())
         return last
 
-    async def _see_off(self, keeper: ReplicaKeeper, leaving: _Leaving) -> None:
-        await keeper.retire()
+    async def _see_off(self, keeper: ReplicaKeeper, leaving: Leaving) -> None:
+        try:
+            await keeper.retire(self._until_it_may_leave(keeper, leaving))
+        except asyncio.CancelledError:
+            self._turn(keeper.spec).give_back(keeper)
+            raise
         self._let_go(leaving)
 
-    async def _stop_stray(self, stray: Handle, leaving: _Leaving) -> None:
+    async def _until_it_may_leave(self, keeper: ReplicaKeeper, leaving: Leaving) -> None:
+        turn = self._turn(keeper.spec)
+        while leaving.waits and not leaves_at_once(leaving, list(self._kept.values())):
+            if turn.is_free and leaving.heirs(list(self._kept.values())):
+                turn.join(keeper)
+                break
+            await self._moved.wait()
+        leaving.waits = False
+
+    async def _stop_stray(self, stray: Handle, leaving: Leaving) -> None:
         log.info("%s generation=%d: not wanted, stopped", stray.replica_id, stray.generation)
 
         def resists(why: str, is_lasting: bool) -> None:
@@ -310,8 +298,16 @@ class Crew:
         await until_stopped(self._runtime, stray, grace_s, policy, resists, _pause)
         self._let_go(leaving)
 
-    def _let_go(self, leaving: _Leaving) -> None:
+    def _let_go(self, leaving: Leaving) -> None:
+        """Its turn passes on to those that take its place."""
         self._leaving.remove(leaving)
+        if leaving.keeper is not None:
+            turn = self._turn(leaving.keeper.spec)
+            for heir in leaving.heirs(list(self._kept.values())):
+                is_out = heir.keeper.instance.handle is None and not heir.is_over
+                if heir.turn is turn and is_out and not self._is_blocked(heir.keeper):
+                    turn.join(heir.keeper)
+            turn.give_back(leaving.keeper)
         self._note()
 
     def _note(self) -> None:
@@ -327,8 +323,8 @@ class Crew:
             self._max_loading = runtime.max_loading
             self._on_gpu = asyncio.Semaphore(runtime.max_loading)
 
-    def _made(self, spec: ReplicaSpec) -> _Kept:
-        return _Kept(self._keeper(spec, self._gate(spec)), self._turn(spec))
+    def _made(self, spec: ReplicaSpec) -> Kept:
+        return Kept(self._keeper(spec, self._gate(spec)), self._turn(spec))
 
     def _keeper(self, spec: ReplicaSpec, gate: LoadGate) -> ReplicaKeeper:
         around = Surroundings(
@@ -387,12 +383,6 @@ class Crew:
             log.error("%s", exc)
 
 
-def _goes_on(kept: _Kept, spec: ReplicaSpec | None) -> bool:
-    """Unchanged; one that was given up is tried again, as somebody has just seen to it."""
-    is_same = spec is not None and kept.keeper.spec.fingerprint == spec.fingerprint
-    return is_same and not kept.is_over
-
-
 async def _pause(delay_s: float | None) -> None:
     if delay_s is not None:
         await asyncio.sleep(delay_s)
@@ -402,17 +392,3 @@ def _update(keeper: ReplicaKeeper, spec: ReplicaSpec) -> None:
     """What can change without a restart: its model's name, how long a start may take."""
     keeper.spec = spec
     keeper.instance.model = spec.model
-
-
-def _circle(kept: Sequence[_Kept]) -> list[_Kept]:
-    """Those that wait for each other's GPUs, and those that wait for them."""
-    left = list(kept)
-    while True:
-        stuck = [
-            one
-            for one in left
-            if any(set(one.keeper.spec.devices) & other.leaves for other in left if other != one)
-        ]
-        if len(stuck) == len(left):
-            return stuck
-        left = stuck

@@ -25,6 +25,7 @@ from launcher.restarts import Decision, History, next_start
 from launcher.runtimes.base import Exit, Handle
 from launcher.stopping import until_stopped
 from launcher.surroundings import Surroundings
+from launcher.turns import ReplaceTurn
 from router.errors import OperatorError, StartError
 
 log = logging.getLogger("launcher")
@@ -69,6 +70,11 @@ class ReplicaKeeper:
             max_tokens=spec.max_tokens,
         )
 
+    @property
+    def turn(self) -> ReplaceTurn:
+        """The turn it holds while it is out; its model may be renamed meanwhile."""
+        return self._around.turn
+
     async def run(self, adopted: Handle | None = None, outdated: Handle | None = None) -> None:
         """Adopt what runs, or replace what is outdated, or start; then keep it running."""
         try:
@@ -82,12 +88,17 @@ class ReplicaKeeper:
             self._around.turn.give_back(self)
             raise
 
-    async def retire(self) -> None:
-        """Drain it and end it for good, however long it resists. Only after `run` has been
-        cancelled."""
-        if self.instance.phase is Phase.READY and self.instance.handle is not None:
-            self._move(Phase.DRAINING, "no longer in the config")
-            await self._around.drained(self.spec.id)
+    async def retire(self, may_leave: Coroutine[Any, Any, None]) -> None:
+        """Drain it once it `may_leave`, and end it for good, however long it resists. Only after
+        `run` has been cancelled."""
+        handle = self.instance.handle
+        if self.instance.phase is Phase.READY and handle is not None:
+            self._move(Phase.READY, "no longer in the config; serves until others of its model do")
+            if not await self._unless_it_ends(handle, may_leave):
+                self._move(Phase.DRAINING, "no longer in the config")
+                await self._around.drained(self.spec.id)
+        else:
+            may_leave.close()
         self._ask_to_stop()
         await self._end(self._around.rules.stop_grace_s)
         self._move(Phase.STOPPED, "stopped")

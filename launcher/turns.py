@@ -64,6 +64,11 @@ class ReplaceTurn:
         """The first of those that are out."""
         return next(iter(self._out), None)
 
+    @property
+    def is_free(self) -> bool:
+        """Nobody is out."""
+        return not self._out
+
     def join(self, owner: object) -> None:
         """It is out, and waits for nobody."""
         self._out[owner] = None

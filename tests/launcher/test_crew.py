@@ -502,6 +502,104 @@ async def test_a_stray_that_cannot_be_stopped_keeps_its_gpu(world, some) -> None
         await world.ready(some(1))
 
 
+# ---- what goes
+
+
+def named(make_spec, names, config: str = "a", **fields):
+    """One of a model on each GPU, by another name than `some`'s."""
+    return [make_spec(n, config, devices=(f"GPU-{i}",), **fields) for i, n in enumerate(names)]
+
+
+async def test_renamed_ones_follow_each_other_one_at_a_time(world, some, make_spec) -> None:
+    after = named(make_spec, ["s-0", "s-1", "s-2"])
+    async with world.keeping(some(3)):
+        await world.ready(some(3))
+        world.runtime.log.clear()
+        world.told.clear()
+        await world.crew.change(after, RUNTIME)
+        await world.ready(after)
+        steps = [[f"drain r-{n}", f"-r-{n}/a", f"+s-{n}/a"] for n in range(3)]
+        assert world.runtime.log == [*steps[0], *steps[1], *steps[2]]
+        for told in world.told:
+            assert sum(phase is Phase.READY for phase, _ in told.values()) >= 2
+
+
+async def test_renamed_ones_that_do_not_come_up_take_out_one(world, some, make_spec) -> None:
+    world.runtime.broken = {"b"}
+    async with world.keeping(some(3)):
+        await world.ready(some(3))
+        await world.crew.change(named(make_spec, ["s-0", "s-1", "s-2"], "b"), RUNTIME)
+        await world.holds(lambda: world.runtime.log.count("+s-0/b") >= 3)
+        assert world.runtime.now == ["r-1/a", "r-2/a"]
+        # And back again: those that serve still are not touched.
+        await world.crew.change(some(3), RUNTIME)
+        await world.ready(some(3))
+        assert {"-r-1/a", "-r-2/a"}.isdisjoint(world.runtime.log)
+
+
+async def test_those_that_are_too_many_serve_until_a_changed_one_is_back(world, some) -> None:
+    world.sick = {"b"}
+    async with world.keeping(some(3)):
+        await world.ready(some(3))
+        await world.crew.change(some(1, "b"), RUNTIME)
+        await world.started("r-0/b")
+        assert world.runtime.now == ["r-0/b", "r-1/a", "r-2/a"]
+        told = {k.spec.id: (k.instance.phase, k.instance.reason) for k in world.crew}
+        reason = "no longer in the config; serves until others of its model do"
+        assert told["r-1"] == told["r-2"] == (Phase.READY, reason)
+        world.sick.clear()
+        await world.ready(some(1, "b"))
+
+
+async def test_those_that_are_too_many_go_at_once_where_nothing_else_changes(world, some) -> None:
+    """Also where what stays has been dead before."""
+    async with world.keeping(some(3)):
+        await world.ready(some(3))
+        world.sick = {"a"}
+        world.runtime.end(next(h for h in world.runtime.alive if h.replica_id == "r-0"))
+        await world.holds(lambda: world.phase("r-0") is not Phase.READY)
+        await world.crew.change(some(1), RUNTIME)
+        await world.holds(lambda: len(list(world.crew)) == 1)
+        world.sick.clear()
+        await world.ready(some(1))
+
+
+async def test_one_that_waits_to_leave_is_watched(world, some) -> None:
+    world.sick = {"b"}
+    async with world.keeping(some(2)):
+        await world.ready(some(2))
+        await world.crew.change(some(1, "b"), RUNTIME)
+        await world.started("r-0/b")
+        world.runtime.end(next(h for h in world.runtime.alive if h.replica_id == "r-1"))
+        await world.holds(lambda: [k.spec.id for k in world.crew] == ["r-0"])
+        assert "drain r-1" not in world.runtime.log
+
+
+async def test_a_model_that_goes_waits_for_nobody(world, some, make_spec) -> None:
+    world.sick = {"n"}
+    after = named(make_spec, ["n-0"], "n", model="n")
+    async with world.keeping(some(2)):
+        await world.ready(some(2))
+        await world.crew.change(after, RUNTIME)
+        await world.started("n-0/n")
+        await world.holds(lambda: world.runtime.now == ["n-0/n"])
+
+
+async def test_models_that_change_places_do_not_wait_for_each_other(world, make_spec) -> None:
+    before = [
+        *named(make_spec, ["m-0", "m-1"], model="m"),
+        make_spec("n-0", "a", model="n", devices=("GPU-2",)),
+    ]
+    after = [
+        make_spec("n-1", "a", model="n", devices=("GPU-1",)),
+        make_spec("m-2", "a", model="m", devices=("GPU-2",)),
+    ]
+    async with world.keeping(before):
+        await world.ready(before)
+        await world.crew.change(after, RUNTIME)
+        await world.ready(after)
+
+
 # ---- GPUs that change hands
 
 
@@ -687,11 +785,11 @@ async def test_back_and_forth_it_ends_in_the_last_config(world, some, seed: int)
     chance = random.Random(seed)
 
     def any_config():
-        count = chance.randrange(1, 5)
+        count, first = chance.randrange(1, 5), chance.choice((0, 0, 2, 7))
         gpus = chance.sample(range(5), count)
         return [
             replace(spec, fingerprint=f"{chance.choice('abc')}{spec.devices[0][-1]}")
-            for spec in some(count, gpus=gpus)
+            for spec in some(count, gpus=gpus, first=first, model=chance.choice("mmmn"))
         ]
 
     async with world.keeping(any_config()):

@@ -483,9 +483,13 @@ async def test_one_that_resists_is_not_forgotten_by_who_cancels_it(world) -> Non
         world.runtime.end(first, Exit(code=1, detail="exited with code 1"))
         await world.until(Phase.DRAINING)
     assert world.keeper.instance.handle is first
-    await world.keeper.retire()
+    await world.keeper.retire(at_once())
     assert world.keeper.instance.phase is Phase.STOPPED
     assert world.runtime.stopped[-1] == (first, 7.0)
+
+
+async def at_once() -> None:
+    """It may leave."""
 
 
 class keeping:

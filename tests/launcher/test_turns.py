@@ -121,9 +121,9 @@ async def test_turns_are_taken_in_order_and_given_back_by_the_owner_alone() -> N
     turn.give_back("a")  # a second time
     turn.give_back("b")
     await settle()
-    assert turn.owner == "c"
+    assert (turn.owner, turn.is_free) == ("c", False)
     turn.give_back("c")
-    assert turn.owner is None
+    assert (turn.owner, turn.is_free) == (None, True)
 
 
 async def test_nobody_follows_those_that_are_out_already() -> None:
