@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher import exits, processes
 from launcher.cluster import Cluster
-from launcher.config import load_cluster_config
+from launcher.config.lenient import read_leniently
 from launcher.processes import ProcessId
 from launcher.router_client import RouterClient
 from launcher.router_process import RouterKeeper, running_routers
@@ -25,7 +25,7 @@ _MARGIN_S = 15.0
 
 
 def run(path: Path, *, timeout_s: float | None = None) -> int:
-    return asyncio.run(_run(Cluster.load(path), timeout_s))
+    return asyncio.run(_run(Cluster.load_leniently(path), timeout_s))
 
 
 async def _run(cluster: Cluster, timeout_s: float | None) -> int:
@@ -49,7 +49,7 @@ async def _run(cluster: Cluster, timeout_s: float | None) -> int:
 def _as_it_runs(cluster: Cluster) -> Cluster:
     """What runs was started as an earlier config said, which may name another runtime."""
     try:
-        before = load_cluster_config(cluster.folder.config_copy)
+        _, before = read_leniently(cluster.folder.config_copy)
     except ConfigError:
         return cluster
     same = before.cluster == cluster.config.cluster
