@@ -9,16 +9,18 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.cluster import require_default
 from router.config.words import count
-from router.errors import ConfigError
+from router.errors import ConfigError, OperatorError
 
 if TYPE_CHECKING:
     from launcher.config import ClusterConfig, ModelConfig
     from launcher.device_request import DeviceRequest
+    from launcher.placement import ReplicaSpec
     from router.config import RouterConfig, RouterFile
 
 
@@ -111,13 +113,12 @@ def _group(written: Any, known: tuple[str, ...]) -> str:
 
 def _missing_programs(config: "ClusterConfig") -> Iterator[str]:
     """Engines that could not be started from here; the same message once."""
-    from launcher.desired import expected
     from launcher.engines import ENGINES
 
     if config.runtime.name != "process":
         return
     programs: dict[str, str] = {}
-    for spec in expected(config):
+    for spec in _specs(config):
         command = ENGINES[spec.engine_name].command(
             spec, config.runtime.first_port, config.runtime.host
         )
@@ -126,6 +127,18 @@ def _missing_programs(config: "ClusterConfig") -> Iterator[str]:
             programs[command.argv[0]] = spec.engine_name
     for program, engine in programs.items():
         yield f"engine {engine}: its program {program} is not on PATH of this machine"
+
+
+def _specs(config: "ClusterConfig") -> "list[ReplicaSpec]":
+    """The replicas, as far as they can be told; of a model on all GPUs one."""
+    from launcher.imagined import imagined
+    from launcher.placement import replica_specs
+
+    shards = max(model.shards for model in config.models)
+    for inventory in (None, imagined(f"{shards}xL4")):
+        with suppress(OperatorError):
+            return replica_specs(config, inventory)
+    return []
 
 
 def _missing_tokens(config: "ClusterConfig") -> Iterator[str]:

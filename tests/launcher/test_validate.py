@@ -127,6 +127,15 @@ def test_a_program_that_is_not_there_is_a_warning(check, monkeypatch):
     assert said.startswith("warning: engine tgi: its program text-generation-launcher is not on")
 
 
+@pytest.mark.parametrize("more", ["devices: all", "devices: all, gpus_per_replica: 2"])
+def test_a_program_that_is_not_there_is_a_warning_however_many_gpus_there_are(
+    check, monkeypatch, more
+):
+    monkeypatch.setenv("PATH", "/nowhere")
+    _, _, (said,) = check(f"models: [{{id: org/m, {more}}}]\nengine: tgi\n")
+    assert said.startswith("warning: engine tgi: its program text-generation-launcher is not on")
+
+
 def test_a_hub_model_without_a_token_is_a_warning(check, monkeypatch, tmp_path):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
