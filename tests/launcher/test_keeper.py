@@ -209,6 +209,26 @@ async def test_what_cannot_be_started_is_tried_once(world) -> None:
     assert world.runtime.started == []
 
 
+async def test_what_somebody_has_to_see_to_first_is_not_started(world) -> None:
+    world.keeper.spec = replace(world.keeper.spec, trouble="cuda:1 is lost")
+    async with keeping(world):
+        await world.holds(lambda: world.keeper.instance.history.is_stuck)
+        assert "cuda:1 is lost" in world.keeper.instance.reason
+        world.keeper.spec = replace(world.keeper.spec, trouble="")
+        await world.until(Phase.READY)
+    assert len(world.runtime.started) == 1
+
+
+async def test_what_runs_is_adopted_whatever_would_keep_it_from_starting(
+    world, make_handle
+) -> None:
+    handle = running(world, make_handle, 6)
+    world.keeper.spec = replace(world.keeper.spec, trouble="cuda:1 is lost")
+    async with keeping(world, adopted=handle):
+        await world.until(Phase.READY)
+    assert world.runtime.stopped == []
+
+
 async def test_trouble_that_may_pass_is_tried_again(world) -> None:
     world.runtime.start_errors = [StartError("disk full"), RuntimeError("a bug")]
     async with keeping(world):
