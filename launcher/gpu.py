@@ -104,6 +104,10 @@ class Inventory:
         """Its MIG slices, in the driver's order."""
         return tuple(part for part in self.slices if part.parent == gpu.uuid)
 
+    def slices_at(self, uuid: str) -> tuple[str, ...]:
+        """The UUIDs of that GPU's MIG slices; none for a slice."""
+        return tuple(part.uuid for part in self.slices if part.parent == uuid)
+
 
 @dataclass(frozen=True, slots=True)
 class GpuEvent:
@@ -119,6 +123,7 @@ class GpuEvent:
     code: int | None
     is_fatal_for_gpu: bool
     message: str
+    slices: tuple[str, ...] = ()  # the UUIDs of what it is cut into: they share its fate
 
 
 def strangers(

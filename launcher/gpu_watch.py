@@ -8,6 +8,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 from launcher.gpu import GpuEvent
 from launcher.gpus import GpuMonitor
@@ -41,7 +42,8 @@ class GpuWatch:
                 return
             while not self._over.is_set():
                 for event in monitor.wait_events(_WAIT_S):
-                    self._tell(loop, event)
+                    slices = monitor.inventory.slices_at(event.uuid)
+                    self._tell(loop, replace(event, slices=slices))
                 self._note(monitor.trouble)
 
     def _note(self, trouble: str) -> None:

@@ -75,6 +75,12 @@ class ReplicaKeeper:
         """The turn it holds while it is out; its model may be renamed meanwhile."""
         return self._around.turn
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where it runs; where it will, if nothing of it does. An outdated one may be elsewhere."""
+        handle = self.instance.handle
+        return handle.devices if handle and handle.devices else self.spec.devices
+
     async def run(self, adopted: Handle | None = None, outdated: Handle | None = None) -> None:
         """Adopt what runs, or replace what is outdated, or start; then keep it running."""
         try:

@@ -187,7 +187,8 @@ class Supervisor:
 
         Faults of the program on it end that program; they are only noted, to explain its end.
         """
-        users = [keeper for keeper in self._keepers if event.uuid in keeper.spec.devices]
+        hit = {event.uuid, *event.slices}
+        users = [keeper for keeper in self._keepers if not hit.isdisjoint(keeper.devices)]
         names = ", ".join(keeper.spec.id for keeper in users) or "no replica"
         level = logging.ERROR if event.is_fatal_for_gpu else logging.WARNING
         log.log(level, "GPU %s (%s): %s", event.uuid, names, event.message)

@@ -78,6 +78,15 @@ async def test_a_lost_gpu_is_told_of(nvml: FakeNvml) -> None:
     assert (event.uuid, event.kind) == (nvml.gpus[1].uuid, "lost")
 
 
+async def test_a_lost_gpu_takes_its_slices_along(nvml: FakeNvml) -> None:
+    parts = [nvml.add_slice(nvml.gpus[1]), nvml.add_slice(nvml.gpus[1])]
+    async with watching() as heard:
+        nvml.lose(nvml.gpus[1])
+        event = await heard.next()
+    assert isinstance(event, GpuEvent)
+    assert (event.uuid, event.slices) == (nvml.gpus[1].uuid, tuple(part.uuid for part in parts))
+
+
 def answer_all(nvml: FakeNvml, code: int) -> None:
     """All GPUs at the same time."""
     for gpu in nvml.gpus:

@@ -15,6 +15,7 @@ from launcher import asking, changes, router_process, status
 from launcher import supervisor as supervising
 from launcher.cluster import Cluster
 from launcher.crew import Crew
+from launcher.gpu import GpuEvent
 from launcher.instance import Phase
 from launcher.placement import replica_specs
 from launcher.plan import Plan
@@ -377,6 +378,38 @@ async def test_a_drained_replica_without_calls_may_be_stopped(supervisor, router
     assert await supervisor._has_calls("replica-0")
     admin.requests["replica-0"] = 0
     assert not await supervisor._has_calls("replica-0")
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (GpuEvent("GPU-0", "lost", None, True, "gone"), ["on-0"]),
+        (GpuEvent("GPU-7", "lost", None, True, "gone"), []),
+        (GpuEvent("GPU-0", "xid", 13, False, "a program's fault"), []),
+        (GpuEvent("GPU-1", "lost", None, True, "gone", ("MIG-1", "MIG-2")), ["on-slice"]),
+        (GpuEvent("GPU-8", "lost", None, True, "gone"), ["moves"]),  # where it runs still
+        (GpuEvent("GPU-9", "lost", None, True, "gone"), []),  # where it will be
+    ],
+)
+async def test_who_is_on_a_gpu_that_fails_is_told(
+    cluster, make_spec, make_handle, event: GpuEvent, expected: list[str]
+) -> None:
+    specs = [
+        make_spec("on-0", devices=("GPU-0",)),
+        make_spec("on-slice", devices=("MIG-2",)),
+        make_spec("moves", devices=("GPU-9",)),
+    ]
+    moves = replace(make_handle("moves", fingerprint="old"), devices=("GPU-8",))
+    plan = Plan(tuple(specs[:2]), (), ((specs[2], moves),), ())
+    supervisor, told = Supervisor(cluster), []
+    supervisor._crew = Crew(
+        supervisor._runtime, None, supervisor._drained, lambda spec: True, supervisor._changed
+    )
+    supervisor._crew.hire(specs, cluster.config.runtime, plan, lambda _: None)
+    for keeper in supervisor._crew:
+        keeper.report = lambda trouble, name=keeper.spec.id: told.append(name)
+    supervisor._on_gpu_event(event)
+    assert told == expected
 
 
 def test_asked_twice_it_hurries(cluster) -> None:
