@@ -20,6 +20,9 @@ from router.errors import StartError
 
 # Against fork bombs only: shards of a large machine have some thousand threads.
 PIDS_LIMIT = 16_384
+# Files, and with them connections, that may be open: many engines' default is 1,024 of them, which
+# as many clients use up, or without a limit, which some programs go through one by one.
+OPEN_FILES = 65_536
 # Whoever may speak to one of these is root on the machine.
 ENGINE_SOCKETS = (
     "/run/docker.sock",
@@ -51,6 +54,7 @@ class Container:
     user: str | None
     network: str | None
     has_init: bool
+    open_files: int | None
     log_max_size: str
     log_max_files: int
 
@@ -76,7 +80,7 @@ def container_of(
         image=command.image,
         entrypoint=entrypoint,
         argv=(*filter(None, first_words), *command.argv),
-        env={**command.env, **gpus.env},
+        env={**_user_env(command, config.user), **command.env, **gpus.env},
         labels=labels_of(spec, place),
         mounts=command.mounts,
         host=place.host,
@@ -89,9 +93,15 @@ def container_of(
         user=config.user,
         network=config.network,
         has_init=facts.has_init,
+        open_files=OPEN_FILES if facts.raises_limits else None,
         log_max_size=config.log_max_size,
         log_max_files=config.log_max_files,
     )
+
+
+def _user_env(command: ContainerCommand, user: str | None) -> Mapping[str, str]:
+    is_root = user is None or user.partition(":")[0] in ("root", "0")
+    return {} if is_root else command.user_env
 
 
 def require_possible(mounts: Iterable[Mount], config: DockerConfig) -> None:
@@ -167,6 +177,9 @@ def _host_config(container: Container, exposed: str) -> dict[str, Any]:
         # As the first process an engine would miss signals until it asks for them, and shards
         # that end would stay as zombies.
         config["Init"] = True
+    if container.open_files is not None:
+        files = container.open_files
+        config["Ulimits"] = [{"Name": "nofile", "Soft": files, "Hard": files}]
     if container.shm_bytes is not None:
         config["ShmSize"] = container.shm_bytes
     if container.memory_bytes is not None:

@@ -59,6 +59,8 @@ class ContainerCommand:
     entrypoint: tuple[str, ...] | None = None
     capabilities: tuple[str, ...] = ()
     """Linux capabilities it cannot do without; all others are dropped."""
+    user_env: Mapping[str, str] = field(default_factory=dict)
+    """Under `env` where it runs as somebody else than root, for whom the image has no home."""
 
 
 class Fault(StrEnum):

@@ -40,6 +40,12 @@ def hub_tokens(environ: Mapping[str, str], own_env: Mapping[str, str]) -> dict[s
     return dict.fromkeys(TOKEN_VARIABLES, token) if token is not None else {}
 
 
+def nobody_special(home: str) -> dict[str, str]:
+    """A home, and a name, for a user whom the image does not know. PyTorch asks for the name as it
+    is imported, and fails without."""
+    return {"HOME": home, "USER": "gpu-fleet"}
+
+
 def joined(own: Iterable[Mount], volumes: Iterable[Mount]) -> tuple[Mount, ...]:
     """The launcher's mounts and the operator's, whose win where both have the same target."""
     targets = {PurePosixPath(volume.target) for volume in volumes}

@@ -22,6 +22,7 @@ from launcher.engines.model_source import (
     is_inside,
     is_local,
     joined,
+    nobody_special,
 )
 from launcher.engines.tgi_flags import FLAGS, RESERVED, RESERVED_ENV
 from launcher.engines.tgi_limits import (
@@ -140,6 +141,7 @@ class TgiEngine:
             ready_timeout_s=spec.start_timeout_s,
             entrypoint=(_PROGRAM,) if is_deaf else None,
             capabilities=(READS_AND_WRITES_FOLDERS, _BINDS_PORT_80),
+            user_env=nobody_special("/tmp"),  # with a local model it has no folder that stays
         )
 
     def phase_of(self, log_line: str) -> str | None:

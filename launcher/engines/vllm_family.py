@@ -29,6 +29,7 @@ from launcher.engines.model_source import (
     is_inside,
     is_local,
     joined,
+    nobody_special,
 )
 from launcher.engines.versions import Version
 from launcher.engines.visible_devices import are_indexed, cuda_env, order_env
@@ -60,7 +61,7 @@ OWN_QUANTIZE = (
 )
 
 _MODEL = "/model"
-_CACHE = "/root/.cache/huggingface"
+_CACHE = "/cache"  # root's own would be closed to `runtime.docker.user`
 _BY_INDEX = "launcher.by_index"
 _QUIET = {"DO_NOT_TRACK": "1"}  # else they report home
 _LOGS_PROMPTS_UNTIL: Version = (0, 10, 0)
@@ -127,11 +128,13 @@ class FamilyEngine:
         tag = f"v{spec.engine_version.removeprefix('v')}" if spec.engine_version else None
         model_id, model = _source(spec)
         mounts = [*([model] if model else []), Mount(cache_dir, _CACHE)]
+        compiled = f"{_CACHE}/{self.name}-compile/{spec.id}"
         env = {
             **order_env(spec.devices),
             **_QUIET,
+            "HF_HOME": _CACHE,
             "HF_HUB_CACHE": _CACHE,  # the same layout as other engines', so that they share it
-            program.cache_variable: f"{_CACHE}/{self.name}-compile/{spec.id}",
+            program.cache_variable: compiled,
             **hub_tokens(self._environ, spec.env),
             **spec.env,
         }
@@ -145,6 +148,11 @@ class FamilyEngine:
             ready_path="/health",
             ready_timeout_s=spec.start_timeout_s,
             capabilities=(READS_AND_WRITES_FOLDERS,),
+            user_env={
+                **nobody_special(f"{compiled}/home"),
+                "TRITON_CACHE_DIR": f"{compiled}/triton",
+                "TORCHINDUCTOR_CACHE_DIR": f"{compiled}/inductor",
+            },
         )
 
     def phase_of(self, log_line: str) -> str | None:

@@ -87,6 +87,7 @@ def test_the_body_is_all_that_the_engine_is_asked(make):
             "PidsLimit": 16_384,
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "10m", "max-file": "3"}},
             "Init": True,
+            "Ulimits": [{"Name": "nofile", "Soft": 65_536, "Hard": 65_536}],
             "ShmSize": 1024**3,
         },
     }
@@ -116,9 +117,32 @@ def test_a_user_is_the_containers(make):
     assert "User" not in create_body(make())
 
 
+@pytest.mark.parametrize(
+    ("user", "home"),
+    [
+        (None, None),
+        ("0", None),
+        ("root:1", None),
+        ("1000", "/cache/home"),
+        ("me:me", "/cache/home"),
+    ],
+)
+def test_a_user_for_whom_the_image_has_no_home_is_given_one(make, user, home):
+    command = changed(user_env={"HOME": "/cache/home", "LEVEL": "1"})
+    env = make(command, user=user).env
+    assert env.get("HOME") == home
+    assert env["LEVEL"] == "2"  # what the operator sets wins
+
+
 def test_an_engine_without_its_init_is_asked_for_none(make):
     body = create_body(make(facts=EngineFacts(has_init=False)))
     assert "Init" not in body["HostConfig"]
+
+
+def test_an_engine_that_is_not_root_is_asked_for_no_more_open_files_than_it_has(make):
+    made = make(facts=EngineFacts(raises_limits=False))
+    assert "Ulimits" not in create_body(made)["HostConfig"]
+    assert "--ulimit" not in docker_run_words(made)
 
 
 def test_words_after_the_entrypoint_go_before_the_arguments_as_on_a_command_line(make):
@@ -182,6 +206,7 @@ def test_the_words_are_what_an_operator_would_have_written(make):
         *("-v", "/path/to/fine_tuned_v1:/model", "-e", "HF_TOKEN", "-e", "LEVEL=2", "--init"),
         *("--cap-drop", "ALL", "--cap-add", "DAC_OVERRIDE"),
         *("--security-opt", "no-new-privileges", "--pids-limit", "16384"),
+        *("--ulimit", "nofile=65536:65536"),
         *("--log-driver", "json-file", "--log-opt", "max-size=10m", "--log-opt", "max-file=3"),
         *("--label", "io.gpu-fleet.cluster=tgi", "--label", "io.gpu-fleet.replica=replica-0"),
         *("--label", "io.gpu-fleet.generation=3", "--label", "io.gpu-fleet.fingerprint=new"),

@@ -62,11 +62,12 @@ def test_a_whole_container_of_vllm(container):
         "--max-num-seqs", "64",
     )  # fmt: skip
     assert (found.port, found.shm_bytes, found.entrypoint) == (8000, 2 * 1024**3, None)
-    assert found.mounts == (Mount("/cache", "/root/.cache/huggingface"),)
+    assert found.mounts == (Mount("/cache", "/cache"),)
     assert found.env == {
         "DO_NOT_TRACK": "1",
-        "HF_HUB_CACHE": "/root/.cache/huggingface",
-        "VLLM_CACHE_ROOT": "/root/.cache/huggingface/vllm-compile/replica-0",
+        "HF_HOME": "/cache",
+        "HF_HUB_CACHE": "/cache",
+        "VLLM_CACHE_ROOT": "/cache/vllm-compile/replica-0",
     }
 
 
@@ -107,6 +108,14 @@ def test_a_gpu_by_uuid_is_looked_up_when_a_process_starts(command, name, devices
     found = command({}, {"name": name}, devices=devices)
     assert ("launcher.by_index" in found.argv) is is_looked_up
     assert found.env["CUDA_VISIBLE_DEVICES"] == ",".join(d.removeprefix("cuda:") for d in devices)
+
+
+@BOTH
+def test_a_user_who_has_no_home_in_the_image_writes_into_the_cache_too(container, name):
+    user_env = container({}, {"name": name}).user_env
+    assert user_env.pop("USER") == "gpu-fleet"  # PyTorch fails for one without a name
+    assert set(user_env) == {"HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
+    assert all(path.startswith(f"/cache/{name}-compile/replica-0/") for path in user_env.values())
 
 
 @BOTH
