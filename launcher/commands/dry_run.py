@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 
+from launcher.asking import ask
 from launcher.changes import Change
 from launcher.cluster import Cluster
 from launcher.commands.detached import owned
@@ -28,7 +29,7 @@ _COLUMNS = 90
 def run(cluster: Cluster) -> int:
     """Raises whatever would refuse the start."""
     handles, away = _running(cluster)
-    specs = desired(cluster.config, handles, is_rehearsal=True)
+    specs = ask(desired, cluster.config, handles, is_rehearsal=True)
     print(f"# cluster {cluster.config.cluster}: dry run, nothing is started")
     for change in _changes(cluster, specs, handles):
         print(f"# {change}")
@@ -36,7 +37,7 @@ def run(cluster: Cluster) -> int:
         port = cluster.config.runtime.first_port + position
         words = _words(cluster, spec, port, _generation(spec, handles))
         print(f"\n# {spec.id}\n{words}")
-    for note in [*away, *gpu_notes(cluster.config, specs, handles)]:
+    for note in [*away, *ask(gpu_notes, cluster.config, specs, handles)]:
         print(f"note: {note}", file=sys.stderr)
     return 0
 
