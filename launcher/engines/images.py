@@ -18,7 +18,11 @@ def version_of_config(engine: "EngineConfig", repository: str) -> Version:
 
 
 def _version(version: str | None, image: str | None, repository: str) -> Version:
-    """As configured, else as the tag of the engine's own image says, else the newest known."""
-    if version is None and image is not None and image.startswith(f"{repository}:"):
-        version = image.removeprefix(f"{repository}:").partition("@")[0]
+    """As configured, else as the tag of the engine's image says, else the newest known.
+
+    An image of the same last name is taken for the engine's own, kept in another registry.
+    """
+    if version is None and image is not None:
+        name, _, tag = image.partition("@")[0].rpartition("/")[2].partition(":")
+        version = tag if tag and name == repository.rpartition("/")[2] else None
     return parse_version(version) or LATEST

@@ -83,6 +83,12 @@ def test_the_image_is_the_version_s_or_the_operator_s(container, engine, image):
         (f"{IMAGE}:1.4.4@sha256:{'0' * 64}", True),
         (f"{IMAGE}:3.3.5", False),
         (f"{IMAGE}:latest", False),
+        ("mirror.example:5000/hub/text-generation-inference:1.4.4", True),
+        (f"mirror.example:5000/text-generation-inference:1.4.4@sha256:{'0' * 64}", True),
+        ("text-generation-inference:1.4.4", True),
+        ("mirror.example:5000/text-generation-inference", False),
+        (f"mirror.example:5000/text-generation-inference@sha256:{'0' * 64}", False),
+        ("mirror.example/text-generation-inference-own:1.4.4", False),
         ("mirror.example/tgi:1.4.4", False),
     ],
 )
