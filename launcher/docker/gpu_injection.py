@@ -26,6 +26,7 @@ class EngineFacts:
     runtimes: frozenset[str] = frozenset()
     cdi_devices: frozenset[str] = frozenset()
     has_init: bool = True
+    raises_limits: bool = True  # above its own, for containers
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ def facts_of(info: Mapping[str, Any]) -> EngineFacts:
         runtimes=frozenset(info.get("Runtimes") or ()),
         cdi_devices=frozenset(d.get("ID", "") for d in found if d.get("Source") == "cdi"),
         has_init=(info.get("InitCommit") or {}).get("ID") != "N/A",
+        raises_limits="name=rootless" not in (info.get("SecurityOptions") or ()),
     )
 
 

@@ -200,6 +200,11 @@ def is_port_taken(refused: Refused) -> bool:
     return "port is already allocated" in words or "address already in use" in words
 
 
+def is_limit_refused(refused: Refused) -> bool:
+    """Whether the engine may not allow a container what it is not allowed itself."""
+    return "error setting rlimit" in refused.text.lower()
+
+
 def not_answering(words: str, where: str, *, was_reached: bool = False) -> OperatorError:
     """What keeps the engine at `where` from being asked, from a foreign error's words.
 

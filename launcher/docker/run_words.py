@@ -44,6 +44,8 @@ def _options(container: Container) -> Iterator[str]:
         yield from ("--cap-add", capability)
     yield from ("--security-opt", "no-new-privileges")
     yield from ("--pids-limit", str(PIDS_LIMIT))
+    if (files := container.open_files) is not None:
+        yield from ("--ulimit", f"nofile={files}:{files}")
     yield from ("--log-driver", "json-file", "--log-opt", f"max-size={container.log_max_size}")
     yield from ("--log-opt", f"max-file={container.log_max_files}")
     for name, value in container.labels.items():

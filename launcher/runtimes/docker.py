@@ -40,7 +40,7 @@ from launcher.docker.labels import (
 from launcher.docker.logs import Logs
 from launcher.docker.ownership import is_marked, marks_of, require_no_other_home
 from launcher.docker.pulls import Pulls
-from launcher.docker.refusals import Refused, is_port_taken, start_error
+from launcher.docker.refusals import Refused, is_limit_refused, is_port_taken, start_error
 from launcher.engines import ENGINES
 from launcher.engines.base import ContainerCommand
 from launcher.placement import ReplicaSpec
@@ -90,6 +90,7 @@ class DockerRuntime:
         self._pulls = Pulls(self._engine)
         self._ports: dict[str, int] = {}  # by replica: given out, and kept for its next start
         self._starting: set[str] = set()
+        self._raises_limits = True
         self._exits: dict[str, tuple[str, Exit]] = {}  # by replica: the container that ended last
         self._seen: dict[str, _Seen] = {}  # by container
 
@@ -246,9 +247,13 @@ class DockerRuntime:
             try:
                 return await self._run(container, handle)
             except Refused as exc:
-                if not is_port_taken(exc):
+                if is_limit_refused(exc) and facts.raises_limits:
+                    log.info("docker: this engine may not raise limits; replicas have its own")
+                    facts, self._raises_limits = replace(facts, raises_limits=False), False
+                elif is_port_taken(exc):
+                    taken.add(place.port)
+                else:
                     raise
-                taken.add(place.port)
         raise StartError(f"{spec.id}: {_PORT_TRIES} ports in a row were taken on {place.host}")
 
     async def _fetch(self, spec: ReplicaSpec, say: Say) -> tuple[ContainerCommand, EngineFacts]:
@@ -258,6 +263,7 @@ class DockerRuntime:
         require_folders(command.mounts, self._docker.cache_dir, self._engine.socket_path)
         await self._pulls.ensure(command.image, self._docker.pull, say)
         facts = facts_of(await self._engine.look(lambda api: api.info()))
+        facts = replace(facts, raises_limits=facts.raises_limits and self._raises_limits)
         injection_of(self._docker.gpu_injection, spec.devices, facts)
         return command, facts
 

@@ -242,6 +242,33 @@ async def test_no_container_gets_the_engines_socket(runtime, engine, tmp_path, w
         await runtime.start(spec_of(volumes=(Mount(str(source), "/x"),)), 1, quiet)
 
 
+@pytest.mark.parametrize("may_raise", [True, False])
+async def test_limits_are_raised_where_the_engine_may(
+    runtime, docker_client, monkeypatch, may_raise
+):
+    import docker
+
+    original, refused = docker.APIClient.start, []
+
+    def start(self, container_id):
+        if not may_raise and self.inspect_container(container_id)["HostConfig"]["Ulimits"]:
+            refused.append(container_id)
+            reply = requests.Response()
+            reply.status_code, text = 500, "error setting rlimit type 7: operation not permitted"
+            raise docker.errors.APIError("refused", reply, text)
+        # Where those who run this test may not raise them either, what is made is not started.
+        return None if may_raise else original(self, container_id)
+
+    monkeypatch.setattr(docker.APIClient, "start", start)
+    for number in range(2):
+        await runtime.start(spec_of(replica_id=f"replica-{number}"), 1, quiet)
+    limit = {"Name": "nofile", "Soft": 65_536, "Hard": 65_536}
+    for container in containers(docker_client):
+        assert container.attrs["HostConfig"]["Ulimits"] == ([limit] if may_raise else None)
+    assert len(containers(docker_client)) == 2
+    assert len(refused) == (0 if may_raise else 1)
+
+
 async def test_a_port_that_docker_finds_taken_is_replaced(runtime, docker_client, monkeypatch):
     """It was free when it was looked at; somebody was quicker."""
     monkeypatch.setattr("launcher.ports.is_free", lambda host, port: True)

@@ -102,6 +102,10 @@ def test_there_is_one_request_for_all_gpus_and_none_without_ids():
             },
             EngineFacts("28.5.2", frozenset({"runc"}), frozenset({"nvidia.com/gpu=0"})),
         ),
+        (
+            {"SecurityOptions": ["name=seccomp,profile=builtin", "name=rootless", "name=cgroupns"]},
+            EngineFacts(raises_limits=False),
+        ),
         ({"DiscoveredDevices": None, "Runtimes": None, "InitCommit": None}, EngineFacts()),
     ],
 )
