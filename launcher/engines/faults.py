@@ -43,6 +43,7 @@ def fault_in(log_line: str, *tables: Phrases) -> Fault | None:
     return None
 
 
+IS_OF_CUDA = "CUDA error: "  # few lines are: to look for this first is cheap
 # After any of these all further CUDA calls of the process fail.
 _ALL_CALLS_FAIL = (
     r"(?:uncorrectable (?:ECC|NVLink) error encountered|unspecified launch failure"
@@ -51,7 +52,7 @@ _ALL_CALLS_FAIL = (
 )
 _LOST = re.compile(
     r"(?:Server error: )?(?:Unexpected <class '[\w.]+'>: )?(?:[\w.]+Error: )?"
-    rf"CUDA error: {_ALL_CALLS_FAIL}\.?"
+    rf"{IS_OF_CUDA}{_ALL_CALLS_FAIL}\.?"
 )
 
 
@@ -75,7 +76,7 @@ CUDA = phrases(
         (r"no CUDA-capable device is detected", Fault.GPU_LOST),
         (r"CUDA-capable device\(s\) is/are busy or unavailable", Fault.GPU_LOST),
         (r"\bNVRM: Xid ", Fault.GPU_LOST),
-        (rf"CUDA error: {_ALL_CALLS_FAIL}", Fault.GPU_LOST),
+        (rf"{IS_OF_CUDA}{_ALL_CALLS_FAIL}", Fault.GPU_LOST),
     ]
 )
 

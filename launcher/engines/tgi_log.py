@@ -90,6 +90,8 @@ def fault_of(log_line: str) -> Fault | None:
 def serving_fault_of(log_line: str) -> Fault | None:
     """Believed are errors of the launcher, which speaks for the shards, and of their client: not
     those of the web server, nor any that is told in the span of a request."""
+    if faults.IS_OF_CUDA not in log_line:
+        return None
     said = _error_of_a_shard(_COLOUR.sub("", log_line).strip())
     if any(map(faults.says_only_that_the_gpu_is_lost, said.split("\n"))):
         return Fault.GPU_LOST

@@ -87,6 +87,8 @@ def fault_of(log_line: str) -> Fault | None:
 
 def serving_fault_of(log_line: str) -> Fault | None:
     """Believed are errors of the processes that hold a GPU. The web server's quote requests."""
+    if faults.IS_OF_CUDA not in log_line:
+        return None
     match = _CORE_ERROR.fullmatch(log_line.strip())
     if match and faults.says_only_that_the_gpu_is_lost(match[1]):
         return Fault.GPU_LOST

@@ -219,7 +219,7 @@ WHILE_IT_SERVES = [
     (TGI, json.dumps(JSON | {"message": ILLEGAL, "target": "text_generation_router"}), False),
     (TGI, json.dumps(JSON | {"message": ILLEGAL, "span": {"parameters": "x"}}), False),
     (TGI, json.dumps([ILLEGAL]), False),
-    (TGI, '{"level": ' + "[" * 100_000, False),
+    (TGI, f'{{"level": "{ILLEGAL}", "x": ' + "[" * 100_000, False),
     (TGI, SHARD.format("text_generation_router::server", ILLEGAL), False),
     (TGI, SHARD.format("text_generation_launcher", f"Template: {ILLEGAL}"), False),
     (TGI, ILLEGAL, False),
@@ -257,7 +257,7 @@ def test_of_one_that_serves_only_lines_that_no_client_writes_are_believed(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_line_of_any_length_is_judged_quickly(engine):
     for words in ("(EngineCore) ERROR " + "1 " * 100_000, SHARD.format("a:" * 100_000, "x" * 9)):
-        assert ENGINES[engine].serving_fault_of(words) is None
+        assert ENGINES[engine].serving_fault_of(f"{words} {ILLEGAL}") is None
 
 
 @pytest.mark.parametrize("words", ["Xid 79", "GPU is lost", "it has fallen off the bus"])
