@@ -55,6 +55,7 @@ class Container:
     network: str | None
     has_init: bool
     open_files: int | None
+    proxies: Mapping[str, str] = field(repr=False)  # variables; may hold a password
     log_max_size: str
     log_max_files: int
 
@@ -94,6 +95,7 @@ def container_of(
         network=config.network,
         has_init=facts.has_init,
         open_files=OPEN_FILES if facts.raises_limits else None,
+        proxies=facts.proxies,
         log_max_size=config.log_max_size,
         log_max_files=config.log_max_files,
     )
@@ -134,11 +136,11 @@ def require_no_engine_socket(source: str, sockets: Iterable[str]) -> None:
 
 def create_body(container: Container) -> dict[str, Any]:
     """The body of the engine's `POST /containers/create`; `run_words` says the same."""
-    exposed = f"{container.port}/tcp"
+    exposed, env = f"{container.port}/tcp", {**container.proxies, **container.env}
     body: dict[str, Any] = {
         "Image": container.image,
         "Cmd": list(container.argv) or None,
-        "Env": [f"{name}={value}" for name, value in container.env.items()],
+        "Env": [f"{name}={value}" for name, value in env.items()],
         "Labels": dict(container.labels),
         "ExposedPorts": {exposed: {}},
         "HostConfig": _host_config(container, exposed),

@@ -20,13 +20,15 @@ NO_GPU = {"NVIDIA_VISIBLE_DEVICES": "void"}
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
-    """What an engine tells of itself, as far as making containers depends on it."""
+    """What an engine tells of itself, as far as making containers depends on it; and what the
+    settings of its user add to containers."""
 
     version: str = ""
     runtimes: frozenset[str] = frozenset()
     cdi_devices: frozenset[str] = frozenset()
     has_init: bool = True
     raises_limits: bool = True  # above its own, for containers
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold a password
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 For `launcher up --dry-run`: what can be read, pasted and compared. Secrets are named, not shown:
 `-e NAME` has docker take the value from the environment. Says exactly what `container.create_body`
-says; a test holds the two together.
+says, but for proxies, which `docker run` adds by itself; a test holds the two together.
 """
 
 import re

@@ -17,6 +17,7 @@ from pathlib import Path
 from launcher import exits, ports, processes
 from launcher.config import ClusterConfig, DockerConfig
 from launcher.docker import endings
+from launcher.docker.client_settings import read_proxies
 from launcher.docker.container import Container, container_name, container_of, require_possible
 from launcher.docker.containers import Containers
 from launcher.docker.engine import DockerEngine
@@ -263,7 +264,11 @@ class DockerRuntime:
         require_folders(command.mounts, self._docker.cache_dir, self._engine.socket_path)
         await self._pulls.ensure(command.image, self._docker.pull, say)
         facts = facts_of(await self._engine.look(lambda api: api.info()))
-        facts = replace(facts, raises_limits=facts.raises_limits and self._raises_limits)
+        facts = replace(
+            facts,
+            raises_limits=facts.raises_limits and self._raises_limits,
+            proxies=await self._engine.look(lambda _: read_proxies(self._engine.url)),
+        )
         injection_of(self._docker.gpu_injection, spec.devices, facts)
         return command, facts
 

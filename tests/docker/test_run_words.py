@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from launcher.docker.client_settings import read_proxies
 from launcher.docker.container import Container, create_body
 from launcher.docker.gpu_injection import Injection
 from launcher.docker.run_words import docker_run_words
@@ -41,9 +42,17 @@ def container(simulator_image, images, tmp_path):
         network=None,
         has_init=True,
         open_files=65_536,
+        proxies={},
         log_max_size="10m",
         log_max_files=3,
     )
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """``settings(proxies)``: of docker's own command line."""
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    return lambda text: (tmp_path / "config.json").write_text(json.dumps(text))
 
 
 @pytest.fixture
@@ -104,6 +113,21 @@ def test_the_words_make_the_same_container_as_the_body(
         docker_client.networks.create(container.network)
     words = told(docker_client, by_words(docker_cli, container))
     assert words == told(docker_client, by_body(docker_client, container))
+
+
+@pytest.mark.parametrize("env", [{}, {"HTTP_PROXY": "http://mine"}, {"https_proxy": ""}])
+@pytest.mark.parametrize("is_default", [True, False])
+def test_proxies_of_dockers_own_settings_are_those_that_docker_run_adds(
+    engine, docker_cli, docker_client, container, settings, env, is_default
+):
+    keys = ("httpProxy", "httpsProxy", "ftpProxy", "noProxy", "allProxy")
+    mine = {key: f"http://me:secret@{key}" for key in keys}
+    settings({"proxies": {"default": mine} if is_default else {"default": {}, engine.url: mine}})
+    container = replace(container, env=env, proxies=read_proxies(engine.url))
+    words = told(docker_client, by_words(docker_cli, container))
+    assert words == told(docker_client, by_body(docker_client, container))
+    assert "no_proxy=http://me:secret@noProxy" in words["Env"]
+    assert "secret" not in json.dumps(docker_run_words(container)) + repr(container)
 
 
 @pytest.mark.parametrize("count", [1, 2])

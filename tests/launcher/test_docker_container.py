@@ -145,6 +145,15 @@ def test_an_engine_that_is_not_root_is_asked_for_no_more_open_files_than_it_has(
     assert "--ulimit" not in docker_run_words(made)
 
 
+def test_proxies_of_the_users_settings_do_not_replace_an_engines_own(make):
+    proxies = {"HTTP_PROXY": "http://me:secret@corp", "LEVEL": "1"}
+    made = make(facts=EngineFacts(proxies=proxies))
+    env = create_body(made)["Env"]
+    assert "HTTP_PROXY=http://me:secret@corp" in env
+    assert [one for one in env if one.startswith("LEVEL=")] == ["LEVEL=2"]
+    assert "secret@" not in repr(made) + repr(EngineFacts(proxies=proxies))
+
+
 def test_words_after_the_entrypoint_go_before_the_arguments_as_on_a_command_line(make):
     made = make(changed(entrypoint=("python3", "-m", "server")))
     assert create_body(made)["Entrypoint"] == ["python3"]
