@@ -21,7 +21,8 @@ OFTEN = {"interval": 500_000_000, "timeout": 5_000_000_000, "start_period": 1_00
 BRIDGE = "gfr-composed"
 PING = 'import docker; docker.DockerClient(base_url="unix:///docker.sock").ping()'
 
-pytestmark = pytest.mark.timeout(300)
+# Building may take as long as the first of its tests would have for itself.
+pytestmark = pytest.mark.timeout(900)
 
 
 def run(client, image: str, *command: str, **options) -> str:
