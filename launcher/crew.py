@@ -20,7 +20,7 @@ from launcher.instance import Instance, Phase
 from launcher.keeper import ReplicaKeeper
 from launcher.placement import ReplicaSpec
 from launcher.plan import Plan
-from launcher.restarts import RestartPolicy
+from launcher.restarts import History, RestartPolicy
 from launcher.runtimes.base import Handle, Runtime
 from launcher.stopping import until_stopped
 from launcher.succession import Kept, Leaving, Succession, circle, leaves_at_once
@@ -229,14 +229,14 @@ class Crew:
         if not self._is_blocked(keeper):
             return
         keeper.turn.give_back(keeper)
-        before = keeper.instance.history
+        was_stuck = keeper.instance.history.is_stuck
         while self._is_blocked(keeper):
             leaving = (one for one in self._leaving if one.is_in_the_way_of(keeper))
             why = next((one.why_not for one in leaving if one.why_not), "")
             what = "waits until its GPU is free"
             keeper.wait_for(f"{what}: {why}" if why else what, is_stuck=bool(why))
             await self._moved.wait()
-        keeper.instance.history = before
+        keeper.wait_for("waits for its turn", is_stuck=was_stuck)
 
     def _is_blocked(self, keeper: ReplicaKeeper) -> bool:
         """Whether something that will go is still there: on one of its GPUs, or itself."""
@@ -255,6 +255,7 @@ class Crew:
         if is_missed is not None and last.instance.phase is Phase.READY:
             leaving.waits, leaving.is_missed = True, is_missed
             last.spec = replace(last.spec, fingerprint="")  # of no config that is followed
+            last.instance.history = History()  # how it once came up is no trouble any more
         self._leaving.append(leaving)
         leaving.task = self._spawn(self._see_off(last, leaving))
 

@@ -564,6 +564,19 @@ async def test_those_that_are_too_many_go_at_once_where_nothing_else_changes(wor
         await world.ready(some(1))
 
 
+async def test_one_that_waits_to_leave_is_no_trouble_for_how_it_once_came_up(world, some) -> None:
+    world.runtime.broken = {"a"}
+    async with world.keeping(some(2)):
+        await world.holds(lambda: world.runtime.log.count("+r-1/a") > 3)
+        world.runtime.broken.clear()
+        await world.ready(some(2))
+        assert list(world.crew)[1].instance.history.failed_starts >= 3
+        world.sick = {"b"}
+        await world.crew.change(some(1, "b"), RUNTIME)
+        await world.started("r-0/b")
+        assert list(world.crew)[1].instance.history.failed_starts == 0
+
+
 async def test_one_that_waits_to_leave_is_watched(world, some) -> None:
     world.sick = {"b"}
     async with world.keeping(some(2)):
@@ -663,6 +676,8 @@ async def test_a_newcomer_waits_for_the_gpu_that_another_leaves(world, some) -> 
         await world.crew.change(after, RUNTIME)
         await world.ready(after)
         assert world.runtime.log[-1] == "+r-1/b"
+        newcomer = list(world.crew)[1].instance
+        assert (newcomer.reason, newcomer.history.is_stuck) == ("answers /health", False)
 
 
 async def test_replicas_that_change_places_leave_first(world, some) -> None:
