@@ -104,7 +104,7 @@ def _of_json(line: str) -> tuple[str, str]:
         entry = json.loads(line)
         level = str(entry["level"]).upper()
         message = entry["message"] if "message" in entry else entry["fields"]["message"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # a client's text may nest deeply
         return "", ""
     return level, f"{level} {message}"
 

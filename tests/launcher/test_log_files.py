@@ -121,3 +121,9 @@ def test_a_log_that_grew_too_large_is_cut_under_its_writer(path) -> None:
 def test_bytes_that_are_no_text_do_not_stop_reading(path) -> None:
     path.write_bytes(b"\xff\xfe ok\n")
     assert LogReader(path).read_new() == ["\ufffd\ufffd ok"]
+
+
+def test_a_line_that_nests_too_deeply_is_no_last_word(tmp_path) -> None:
+    path = tmp_path / "x.log"
+    path.write_text("ERROR it ended\n" + '{"level":' + "[" * 100_000 + "\n")
+    assert log_files.last_words(path) == "ERROR it ended"
