@@ -44,6 +44,10 @@ class Containers:
             lambda api: api.containers(all=True, filters={"label": wanted})
         )
 
+    async def running_with(self, label: str) -> list[dict[str, Any]]:
+        """All that run and have that label, whatever its value."""
+        return await self._engine.look(lambda api: api.containers(filters={"label": [label]}))
+
     async def run(self, container: Container) -> dict[str, Any]:
         """Make and start it; what `inspect` says then. When that fails nothing of it is left,
         also when it is cancelled half-way."""

@@ -1,14 +1,15 @@
 """Whose containers these are: a cluster's name and its state folder, both. Pure.
 
 Two clusters of one name would take each other's containers for their own; the folder tells them
-apart. Asked by the docker runtime before it starts, removes or adopts anything.
+apart. Asked by the docker runtime before it starts, removes or adopts anything, and for what other
+clusters' containers have.
 """
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.docker.labels import CLUSTER, HOME
+from launcher.docker.labels import CLUSTER, DEVICES, HOME
 from router.errors import StartError
 
 
@@ -35,6 +36,20 @@ def require_no_other_home(listed: Iterable[Mapping[str, Any]], marks: Mapping[st
         f"(cluster: ...); if that folder is gone, `docker rm -f {names}` ends what is left",
         recoverable=False,
     )
+
+
+def devices_of_others(
+    listed: Iterable[Mapping[str, Any]], marks: Mapping[str, str]
+) -> dict[str, str]:
+    """By device, the cluster that has it, as people name it: `cluster chat`. `listed`: running
+    containers of whatever cluster."""
+    found: dict[str, str] = {}
+    for one in listed:
+        labels = one.get("Labels") or {}
+        if not marks.items() <= labels.items():
+            for device in filter(None, labels.get(DEVICES, "").split(",")):
+                found[device] = f"cluster {labels.get(CLUSTER, '?')}"
+    return found
 
 
 def _name_of(listed: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ from launcher.docker.labels import (
     Place,
 )
 from launcher.docker.logs import Logs
-from launcher.docker.ownership import is_marked, marks_of, require_no_other_home
+from launcher.docker.ownership import devices_of_others, is_marked, marks_of, require_no_other_home
 from launcher.docker.pulls import Pulls
 from launcher.docker.refusals import Refused, is_limit_refused, is_port_taken, start_error
 from launcher.engines import ENGINES
@@ -188,6 +188,16 @@ class DockerRuntime:
                 replica_id = listed["Labels"].get(REPLICA, "")
                 if listed["State"] not in _RUNNING and replica_id not in self._starting:
                     await self._clear_away(replica_id, listed["Id"])
+
+    async def others_devices(self) -> dict[str, str]:
+        """By device, which other cluster's container on this engine has it: `cluster chat`. None
+        where no engine answers: who asks is told so elsewhere."""
+        try:
+            listed = await self._containers.running_with(DEVICES)
+        except (OperatorError, Refused) as exc:
+            log.debug("docker: other clusters' GPUs are not known: %s", exc)
+            return {}
+        return devices_of_others(listed, self._marks)
 
     async def is_serving_itself(self, handle: Handle) -> bool:
         try:

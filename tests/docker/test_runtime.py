@@ -171,6 +171,22 @@ async def test_a_gpu_asked_for_is_the_one_inside(runtime, docker_engines):
     assert await runtime.owned() == [handle]
 
 
+async def test_gpus_of_another_clusters_containers_are_known(fleet, tmp_path, docker_engines):
+    mine, other = fleet.runtime(), fleet.runtime(tmp_path / "other")
+    first, second = docker_engines.GPUS[:2]
+    await mine.start(spec_of(devices=(first,)), 1, quiet)
+    handle = await other.start(spec_of(replica_id="replica-1", devices=(second,)), 1, quiet)
+    assert await mine.others_devices() == {second: "cluster t"}
+    assert await other.others_devices() == {first: "cluster t"}
+    await other.stop(handle, 0.0)
+    assert await mine.others_devices() == {}
+
+
+async def test_of_an_engine_that_does_not_answer_no_cluster_is_known(engine, runtime):
+    engine.kill()
+    assert await runtime.others_devices() == {}
+
+
 async def test_a_replica_without_a_gpu_sees_none(runtime):
     code = "import os; print('GPUS', os.environ['NVIDIA_VISIBLE_DEVICES'])\n" + SLEEP
     await runtime.start(spec_of(code), 1, quiet)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.docker.labels import HOME
-from launcher.docker.ownership import is_marked, marks_of, require_no_other_home
+from launcher.docker.labels import DEVICES, HOME
+from launcher.docker.ownership import devices_of_others, is_marked, marks_of, require_no_other_home
 from router.errors import StartError
 
 MARKS = marks_of("tgi", Path("/state/tgi"))
+AB = ("GPU-a", "GPU-b")
 
 
 def listed(home, names):
@@ -33,6 +34,23 @@ def test_containers_of_that_name_from_another_folder_are_told(names, told):
 
 def test_ones_own_are_in_nobodys_way():
     require_no_other_home([listed("/state/tgi", None)], MARKS)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ({**MARKS, DEVICES: "GPU-a,GPU-b"}, {}),
+        (
+            marks_of("chat", Path("/s")) | {DEVICES: "GPU-a,GPU-b"},
+            dict.fromkeys(AB, "cluster chat"),
+        ),
+        (marks_of("tgi", Path("/elsewhere")) | {DEVICES: "GPU-a"}, {"GPU-a": "cluster tgi"}),
+        (marks_of("chat", Path("/s")) | {DEVICES: ""}, {}),
+        (None, {}),
+    ],
+)
+def test_what_other_clusters_have_is_known_by_their_labels(labels, expected):
+    assert devices_of_others([{"Labels": labels}], MARKS) == expected
 
 
 @pytest.mark.parametrize(
