@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import socket
@@ -12,6 +13,7 @@ import pytest
 import requests
 
 from launcher import log_files
+from launcher.commands import down, status, up
 from launcher.config import ClusterConfig
 from launcher.engines.base import ContainerCommand, Mount
 from launcher.placement import ReplicaSpec
@@ -339,6 +341,24 @@ async def test_what_does_not_run_is_cleared_away_but_not_by_looks_nor_under_a_la
     assert await fleet.runtime().owned() == []
     assert [container.status for container in containers(docker_client)] == ["exited"]
     await fleet.runtime().clear_away()
+    assert containers(docker_client) == []
+
+
+async def test_status_and_a_dry_run_leave_what_ended_to_the_next_up_or_down(
+    fleet, engine, tmp_path, docker_client
+):
+    first = fleet.runtime()
+    await ended(first, await first.start(spec_of("print('up')"), 1, quiet))
+    await first.aclose()
+    path, runtime = tmp_path / "fleet.yaml", {"name": "docker", "docker": {"url": engine.url}}
+    runtime["state_dir"] = str(fleet.state_dir)
+    model = {"id": "org/m", "devices": "cpu"}
+    config = {"cluster": "t", "models": [model], "engine": "simulator", "runtime": runtime}
+    path.write_text(json.dumps(config))
+    assert await asyncio.to_thread(status.run, path) == status.NOTHING_RUNS
+    assert await asyncio.to_thread(up.run, path, dry_run=True) == 0
+    assert [container.status for container in containers(docker_client)] == ["exited"]
+    assert await asyncio.to_thread(down.run, path) == 0
     assert containers(docker_client) == []
 
 
