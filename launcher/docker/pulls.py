@@ -8,6 +8,7 @@ next time: the engine keeps whole layers.
 import asyncio
 import logging
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -136,6 +137,8 @@ def _begin(api: "APIClient", image: str) -> Any:
     need none. One that does need it is refused for what keeps them from us."""
     from docker.errors import APIError, DockerException
 
+    # The SDK also tells of a missing helper on stderr, whether a login is needed or not.
+    warnings.filterwarnings("ignore", "docker-credential-", UserWarning)
     try:
         return api.pull(image, stream=True, decode=True)
     except DockerException as exc:

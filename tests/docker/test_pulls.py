@@ -205,23 +205,14 @@ async def test_a_registry_that_falls_silent_is_given_up_and_may_be_asked_again(
     await connected.aclose()
 
 
-# The SDK also says it as a warning.
-_no_warning = pytest.mark.filterwarnings("ignore:docker-credential-gpu-fleet-none:UserWarning")
-_helper = pytest.mark.usefixtures("no_helper")
-
-
-def without_helper(test):
-    return _no_warning(_helper(test))
-
-
-@without_helper
+@pytest.mark.usefixtures("no_helper")
 async def test_an_open_image_is_pulled_though_logins_cannot_be_got(pulls, registry, docker_client):
     image = f"{registry.name}:1"
     await within(pulls.ensure(image, "missing", print))
     assert await has(docker_client, image)
 
 
-@without_helper
+@pytest.mark.usefixtures("no_helper")
 async def test_an_image_that_needs_a_login_is_refused_for_what_keeps_it_from_us(pulls, registry):
     registry.is_locked = True
     with pytest.raises(StartError, match="docker-credential-gpu-fleet-none") as caught:
@@ -229,7 +220,7 @@ async def test_an_image_that_needs_a_login_is_refused_for_what_keeps_it_from_us(
     assert caught.value.is_slow
 
 
-@without_helper
+@pytest.mark.usefixtures("no_helper")
 async def test_an_unknown_tag_is_one_also_where_logins_cannot_be_got(pulls, registry):
     with pytest.raises(StartError, match="no such tag"):
         await within(pulls.ensure(f"{registry.name}:2", "missing", print))
