@@ -20,6 +20,7 @@ from launcher.keeper import ReplicaKeeper
 from launcher.placement import ReplicaSpec
 from launcher.router_client import PushRefused, RouterAway, RouterClient
 from launcher.router_process import LOG_NAME, RouterKeeper
+from launcher.state import STATUS_RECORD
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
 from router.errors import StateError
 
@@ -140,7 +141,7 @@ class Reporter:
         try:
             # After a power cut nothing of it would be true: no need to wait for the disk.
             record = current.as_record()
-            self._cluster.folder.write_record(status.RECORD, record, is_durable=False)
+            self._cluster.folder.write_record(STATUS_RECORD, record, is_durable=False)
         except StateError as exc:
             if str(exc) != self._disk_trouble:
                 log.error("%s", exc)

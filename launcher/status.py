@@ -19,9 +19,9 @@ from launcher.processes import ProcessId
 from launcher.router_client import RouterAway, RouterClient, replica_states
 from launcher.router_process import running_routers
 from launcher.runtimes import Handle
+from launcher.state import STATUS_RECORD
 from router.errors import RuntimeAway
 
-RECORD = "status.json"
 FAILED_STARTS = 3  # in a row: not a single accident, so the operator is told
 _RUNNING = (Phase.STARTING, Phase.LOADING, Phase.READY, Phase.DRAINING)
 _HEALTH_TIMEOUT_S = 1.0
@@ -158,7 +158,7 @@ class ClusterStatus:
 
 def recorded(cluster: Cluster) -> ClusterStatus | None:
     """The supervisor's last word as it stands; None when there is none or it is unreadable."""
-    record = cluster.folder.read_record(RECORD) or {}
+    record = cluster.folder.read_record(STATUS_RECORD) or {}
     record.pop("version", None)
     with suppress(KeyError, TypeError, ValueError):
         replicas = (

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher import processes, status
+from launcher import processes
 from launcher.cluster import Cluster
 from launcher.commands import detached
 from launcher.instance import Phase
+from launcher.state import STATUS_RECORD
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
 
 READY = ReplicaStatus("replica-0", "m", Phase.READY, "http://127.0.0.1:9", pid=7)
@@ -27,7 +28,7 @@ def cluster(folder) -> Cluster:
 def write(cluster: Cluster, *replicas: ReplicaStatus) -> None:
     router = RouterStatus(Phase.READY, 5)
     shown = ClusterStatus("c", "http://e", replicas, router, launcher_pid=os.getpid())
-    cluster.folder.write_record(status.RECORD, shown.as_record())
+    cluster.folder.write_record(STATUS_RECORD, shown.as_record())
 
 
 @pytest.fixture

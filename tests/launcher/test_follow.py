@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher import changes, processes, status
+from launcher import changes, processes
 from launcher.cluster import Cluster
 from launcher.commands import follow
 from launcher.instance import Phase
-from launcher.state import ClusterLock
+from launcher.state import STATUS_RECORD, ClusterLock
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
 from router.errors import StartError
 
@@ -34,7 +34,7 @@ def write(cluster: Cluster, replica: ReplicaStatus, request=None, error: str = "
         change_id=request.id if request else "",
         change_error=error,
     )
-    cluster.folder.write_record(status.RECORD, shown.as_record())
+    cluster.folder.write_record(STATUS_RECORD, shown.as_record())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from launcher.desired import expected
 from launcher.instance import Phase
 from launcher.processes import ProcessId
 from launcher.runtimes import Handle
-from launcher.state import ClusterLock
+from launcher.state import STATUS_RECORD, ClusterLock
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
 
 GONE = "1/1/another-boot"
@@ -35,7 +35,7 @@ def own_ref() -> str:
 
 def write(cluster: Cluster, *replicas: ReplicaStatus, **fields) -> ClusterStatus:
     written = ClusterStatus("c", "http://127.0.0.1:9", replicas, **fields)
-    cluster.folder.write_record(status.RECORD, written.as_record())
+    cluster.folder.write_record(STATUS_RECORD, written.as_record())
     return written
 
 
@@ -59,7 +59,7 @@ def test_a_record_comes_back_as_it_was_written(cluster) -> None:
     "text", ["{", '{"version": 1}', '{"version": 1, "replicas": [{"id": 1}], "router": {}}']
 )
 async def test_a_broken_record_is_no_record(cluster, text: str) -> None:
-    (cluster.folder.path / status.RECORD).write_text(text)
+    (cluster.folder.path / STATUS_RECORD).write_text(text)
     assert status.recorded(cluster) is None
     assert {r.phase for r in (await status.read(cluster)).replicas} == {Phase.STOPPED}
 
