@@ -61,7 +61,9 @@ class App:
         self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
-        self.proxy = Proxy(self.upstream, config.timeouts, config.retries, self.metrics, clock)
+        self.proxy = Proxy(
+            self.upstream, config.timeouts, config.retries, config.resume, self.metrics, clock
+        )
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
             config, self.fleet, self.proxy, pages, self.metrics, self.log, clock

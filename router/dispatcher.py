@@ -122,6 +122,12 @@ class Dispatcher:
         lease.replica.alone = False
         self.pump()
 
+    def share(self, lease: Lease) -> None:
+        """A suspect's replica takes others beside it again."""
+        if lease.is_open and lease.alone:
+            lease.alone = lease.replica.alone = False
+            self.pump()
+
     def first_token(self, lease: Lease) -> None:
         """A stream began: the engine runs the call, so there may be room for more."""
         before = lease.replica.room.requests

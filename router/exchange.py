@@ -16,6 +16,8 @@ from router import sse
 from router.errors import CallTimeout, RouterError, UpstreamTimeout
 from router.replica import Replica
 
+LAST_WORDS_S = 0.25
+"""An engine that has sent an error event ends its stream at once."""
 MAX_HELD_BYTES = 8 * 1024**2
 """A whole reply larger than this is passed on while it arrives."""
 
@@ -25,6 +27,11 @@ Limit = tuple[float, RouterError]
 
 class Sink(Protocol):
     """Where a stream's whole events go once the client may see them."""
+
+    failure: RouterError | None
+    """An event said that the replica failed: its last words are awaited, but not for long."""
+    is_over: bool
+    """No more of it is wanted."""
 
     def forward(self, events: bytes) -> bool:
         """Takes them; false asks to pause reading until `Exchange.resume`."""
@@ -59,6 +66,7 @@ class Exchange:
         "_deadline",
         "_held",
         "_held_bytes",
+        "_is_ending",
         "_loop",
         "_max_held_bytes",
         "_running",
@@ -96,6 +104,7 @@ class Exchange:
         self._sink: Sink | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._silence_s = 0.0
+        self._is_ending = False
         self.head: Head | None = None
         self.error: RouterError | None = None
         self.has_bytes = False
@@ -136,7 +145,7 @@ class Exchange:
     async def forwarded(self, sink: Sink, silence_s: float, deadline_s: float) -> None:
         """Hands everything to the sink until the reply ends; raises how it failed.
 
-        Returns early with `is_paused` when the sink wants no more for now.
+        Returns early with `is_paused` when the sink wants no more for now, and when it is over.
         """
         self._silence_s = silence_s
         if self._sink is None:
@@ -145,10 +154,10 @@ class Exchange:
             held, self._held = b"".join(self._held), []
             if held:
                 self._pass_on(held)
-        while not self.is_done and not self.error and not self.is_paused:
+        while not (self.is_done or self.error or self.is_paused or sink.is_over):
             await self._woken()
-        if self.error:
-            raise self.error
+        if error := sink.failure or self.error:
+            raise error
 
     def resume(self) -> None:
         """The sink takes more again; silence is counted from now."""
@@ -168,6 +177,11 @@ class Exchange:
     def tail(self) -> bytes:
         """Bytes of an event that never became whole."""
         return self._splitter.tail if self._splitter else b""
+
+    @property
+    def is_aligned(self) -> bool:
+        """Only whole events were passed on; false after one too large to wait for."""
+        return self._splitter is None or self._splitter.is_aligned
 
     # ---- the connection's side ----
 
@@ -202,6 +216,16 @@ class Exchange:
             self.is_paused = True
             self._connection.pause_reading()
             self._notify()
+        if self._sink.is_over:
+            self._notify()
+        elif self._sink.failure is not None and not self._is_ending:
+            self._end_soon(self._sink.failure)
+
+    def _end_soon(self, failure: RouterError) -> None:
+        self._is_ending = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._loop.call_later(LAST_WORDS_S, self.on_failure, failure)
 
     def _is_judgeable(self) -> bool:
         if self.is_done:

@@ -62,6 +62,9 @@ class Metrics:
         self._prompt = counter("prompt_tokens", "Prompt tokens of finished calls.", "model")
         self._generated = counter("generated_tokens", "Generated tokens.", "model")
         self._retries = counter("retries", "Attempts after the first.", "reason")
+        self._resumes = counter(
+            "resumes", "Streams that broke off: resumed, completed or refused.", "model", "outcome"
+        )
         self._sheds = counter("sheds", "Calls refused for load.", "reason")
         self._cancels = counter("cancellations", "Calls whose client left.", "phase")
         self._ejections = counter("ejections", "Ejections after failed calls.", "replica")
@@ -88,6 +91,9 @@ class Metrics:
 
     def retried(self, reason: str) -> None:
         self._retries[reason].inc()
+
+    def resumed(self, model: str, outcome: str) -> None:
+        self._resumes[model, outcome].inc()
 
     def cancelled(self, phase: str) -> None:
         self._cancels[phase].inc()
