@@ -169,6 +169,7 @@ class App:
         if self._server is not None:
             self._server.close()
         await self._edge.shutdown(0.1)
+        self.prober.close()
         await self.tasks.close()
         self.upstream.close()
         await self.handlers.close()
@@ -179,6 +180,7 @@ class App:
 
     def _joined(self, pool: Pool, replica: Replica) -> None:
         pool.look = self.prober.hurry
+        pool.busy = self.prober.busy
         self.prober.watch(pool, replica)
 
     def _left(self, replica: Replica, is_replaced: bool) -> None:
@@ -188,6 +190,8 @@ class App:
     def _on_state_change(self, replica: Replica, before: State, after: State, reason: str) -> None:
         if after is State.EJECTED:
             self.metrics.ejected(replica)
+        if after is State.SUSPECT:
+            self.metrics.suspected(replica)
         self.prober.hurry(replica)
         if replica.phase in LOADING and after is State.UNHEALTHY:
             return  # it cannot answer yet, and whoever starts it says so

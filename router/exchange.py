@@ -64,6 +64,7 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_deadline",
+        "_has_event",
         "_held",
         "_held_bytes",
         "_is_ending",
@@ -101,6 +102,7 @@ class Exchange:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._splitter: sse.Splitter | None = None
+        self._has_event = False
         self._sink: Sink | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._silence_s = 0.0
@@ -193,10 +195,9 @@ class Exchange:
     def on_read(self, body: bytes) -> None:
         """After each read from the replica, with what it brought of the body."""
         self.has_bytes = True
-        if self._splitter is None or b"data:" in body:  # comments flow from a stalled engine too
-            self.last_data_s = self.replica.progress_s = self._loop.time()
         if body and self._splitter is not None:
             body = self._splitter.push(body)
+        self._note_progress(body)
         if body and self._sink is not None:
             self._pass_on(body)
         elif body:
@@ -204,6 +205,22 @@ class Exchange:
             self._held_bytes += len(body)
         if self._sink is None or self.is_done:
             self._notify()
+
+    def _note_progress(self, body: bytes) -> None:
+        """Whole events and whole replies: comments flow from a stalled engine too, and bytes may
+        come in driblets."""
+        now_s, pace = self._loop.time(), self.replica.pace
+        if self._splitter is None:
+            self.last_data_s = now_s
+            if self.is_done:
+                pace.heard(now_s)
+        elif b"data:" in body:
+            if self._has_event:
+                pace.event(now_s, now_s - self.last_data_s)
+            else:
+                pace.heard(now_s)
+            self._has_event = True
+            self.last_data_s = now_s
 
     def on_failure(self, error: RouterError) -> None:
         if not self.is_done and self.error is None:

@@ -68,6 +68,7 @@ class Metrics:
         self._sheds = counter("sheds", "Calls refused for load.", "reason")
         self._cancels = counter("cancellations", "Calls whose client left.", "phase")
         self._ejections = counter("ejections", "Ejections after failed calls.", "replica")
+        self._suspicions = counter("suspicions", "Busy replicas found silent.", "replica")
         self._attempts = counter("attempts", "Attempts at replicas.", "replica", "outcome")
         self._idle_s = counter(
             "idle_while_waiting_seconds", "Replica-seconds idle while calls waited.", "model"
@@ -103,6 +104,9 @@ class Metrics:
 
     def ejected(self, replica: Replica) -> None:
         self._ejections[self._label(replica)].inc()
+
+    def suspected(self, replica: Replica) -> None:
+        self._suspicions[self._label(replica)].inc()
 
     # ---- dispatcher.Observer ----
 
