@@ -74,7 +74,7 @@ class Delivery:
         if lease.alone:
             relay.when_further(PROGRESS_EVENTS, partial(_clear, service, lease))
         try:
-            silence_s = partial(self._stream_silence_s, lease)
+            silence_s = partial(self._stream_silence_s, service, lease)
             await self._forward(service.call, exchange, relay, silence_s)
         except asyncio.CancelledError:
             record.is_told = self._is_told(service, lease, first_token_s)
@@ -124,10 +124,13 @@ class Delivery:
     def _silence_s(self) -> float:
         return self._timeouts.between_events_s
 
-    def _stream_silence_s(self, lease: Lease) -> float:
-        """What this replica's streams need at the most, as far as that is known."""
-        pace = lease.replica.pace
-        return min(self._timeouts.between_events_s, pace.stream_deadline_s(self._clock()))
+    def _stream_silence_s(self, service: Service, lease: Lease) -> float:
+        """What this replica's streams need at the most, as far as that is known; with nobody to go
+        on instead, it gets all the time there is."""
+        most_s, replica = self._timeouts.between_events_s, lease.replica
+        if not any(other.is_usable for other in service.dispatcher.pool if other is not replica):
+            return most_s
+        return min(most_s, replica.pace.stream_deadline_s(self._clock()))
 
 
 def _no_stream(dialect: Dialect, exchange: Exchange) -> RouterError:

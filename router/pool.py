@@ -19,6 +19,7 @@ from router.replica import LEAVING, Admin, Replica
 FIRST_START_S = 15.0
 """How long a start takes, until one was seen."""
 START_WEIGHT = 0.3
+LOSSES = frozenset({Event.LOST, Event.SUSPECTED})
 SERVING = frozenset({State.HEALTHY, State.SUSPECT})
 ANSWERED = frozenset({State.HEALTHY, State.SUSPECT, State.UNHEALTHY})
 UNNAMED = "default"
@@ -178,7 +179,8 @@ class Pool:
             return
         before, known = health.state, self._known(health)
         after = health.on(event, self._clock(), began_s)
-        if event is Event.LOST or (event is Event.REFUSED and before in SERVING):
+        is_lost = event in LOSSES or (event is Event.REFUSED and before in SERVING)
+        if is_lost:
             self._lost_s[replica.id] = self._clock()
         if event is Event.LOST:
             self.look(replica)
@@ -203,7 +205,7 @@ class Pool:
             self.look(replica)
 
     def lost_since(self, since_s: float) -> frozenset[str]:
-        """The replicas that died, or lost a connection, since then."""
+        """The replicas that died, lost a connection or fell silent since then."""
         return frozenset(name for name, at_s in self._lost_s.items() if at_s >= since_s)
 
     def _refresh(self) -> None:

@@ -222,8 +222,10 @@ class Proxy:
 
     def _may_hedge(self, service: Service, silent: Replica) -> bool:
         pool = service.dispatcher.pool
-        others = any(replica.is_usable for replica in pool if replica is not silent)
-        return others and self._budget_for(pool).spend()
+        if not any(replica.is_usable for replica in pool if replica is not silent):
+            return False
+        is_suspect = not silent.health.is_sure  # then it is not the call that takes long
+        return is_suspect or self._budget_for(pool).spend()
 
     async def _second(self, service: Service, first: Started, limit: Limit) -> Started:
         """A second attempt beside the first; its lease ends here unless it has a good reply."""
@@ -316,8 +318,7 @@ class Proxy:
 
     def _budget_for(self, pool: Pool) -> RetryBudget:
         """It covers what the loss of one replica may cost."""
-        slots = max((replica.room.requests for replica in pool), default=0)
-        self._budget.burst = max(16.0, slots)
+        self._budget.cover(max((replica.room.requests for replica in pool), default=0))
         return self._budget
 
     async def _quiet(self, service: Service) -> Step:
