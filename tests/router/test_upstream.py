@@ -126,7 +126,7 @@ async def test_256_streams_cut_at_every_byte_of_an_event_are_all_whole(
             assert [event["index"] for event in events] == list(range(1, 13))
             assert events[-1]["generated_text"] == whole
             assert "".join(event["token"]["text"] for event in events) == whole
-    assert rig.metric("resumes_total", model="default", outcome="resumed") >= 200
+    assert rig.metric("resumes_total", model="default", outcome="resumed") >= 150
 
 
 async def rig_forgets_connections(rig):
