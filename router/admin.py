@@ -51,6 +51,10 @@ class AdminApi:
         self._started_s = time.monotonic()
         self._runners: list[web.AppRunner] = []
 
+    def use(self, config: RouterConfig) -> None:
+        """The port stays where it is; another token counts at once."""
+        self._config = config
+
     async def listen_unix(self, state_dir: Path) -> None:
         """Raises StartError when the socket cannot be made."""
         path = state_dir / SOCKET_NAME
@@ -59,7 +63,7 @@ class AdminApi:
                 f"{path}: a unix socket's path may have {MAX_SOCKET_PATH_BYTES} bytes; "
                 "choose a shorter state folder"
             )
-        runner = await self._runner(token=None)
+        runner = await self._runner(needs_token=False)
         self._kept = self._listener.dup()
         part = state_dir / f".{SOCKET_NAME}.{os.getpid()}"
         part.unlink(missing_ok=True)
@@ -72,9 +76,9 @@ class AdminApi:
             os.umask(mask)
         os.replace(part, path)  # takes over from a router that drains
 
-    async def listen_tcp(self, port: int, token: str) -> int:
+    async def listen_tcp(self, port: int) -> int:
         """Gives the port it listens on, shared with a router that hands over. Raises StartError."""
-        runner = self._port_runner = await self._runner(token=token)
+        runner = self._port_runner = await self._runner(needs_token=True)
         site = web.TCPSite(runner, "127.0.0.1", port, reuse_port=True)
         try:
             await site.start()
@@ -93,21 +97,33 @@ class AdminApi:
         if self._kept is not None:
             self._kept.close()
 
-    async def _runner(self, token: str | None) -> web.AppRunner:
+    async def _runner(self, *, needs_token: bool) -> web.AppRunner:
         app = web.Application(
-            client_max_size=MAX_LIST_BYTES, middlewares=[_authorised(token)] if token else []
+            client_max_size=MAX_LIST_BYTES, middlewares=[self._authorised()] if needs_token else []
         )
         app.router.add_get("/admin/state", self._state)
         app.router.add_put("/admin/replicas", self._replicas)
         app.router.add_post("/admin/replicas/{id}/drain", self._drain)
         app.router.add_post("/admin/replicas/{id}/undrain", self._undrain)
         app.router.add_post("/admin/retire", self._retired)
-        if token is None:
+        if not needs_token:
             app.router.add_get("/admin/listener", self._give_listener)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         self._runners.append(runner)
         return runner
+
+    def _authorised(self) -> Any:
+        @web.middleware
+        async def check(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
+            if not hmac.compare_digest(given, f"Bearer {self._config.admin.token}".encode()):
+                return _json({"error": "the admin token is missing or wrong"}, status=401)
+            return await handler(request)
+
+        return check
 
     async def _state(self, request: web.Request) -> web.Response:
         state = {
@@ -192,21 +208,6 @@ def _replica(replica: Replica) -> dict[str, Any]:
         "served": replica.served,
         "failed": replica.failed,
     }
-
-
-def _authorised(token: str) -> Any:
-    wanted = f"Bearer {token}".encode()
-
-    @web.middleware
-    async def check(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, wanted):
-            return _json({"error": "the admin token is missing or wrong"}, status=401)
-        return await handler(request)
-
-    return check
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -61,6 +61,11 @@ class Dispatcher:
         self._is_pumping = False
         pool.changed = self.pump
 
+    def use(self, config: QueueConfig) -> None:
+        """Calls that wait already keep their places and their deadlines."""
+        self._config = config
+        self.queue.max_bytes = config.max_bytes
+
     async def acquire(
         self, call: Call, attempts: Attempts, *, is_retry: bool = False, at_head: bool = True
     ) -> Lease:

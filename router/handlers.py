@@ -78,6 +78,12 @@ class Handlers:
     async def close(self) -> None:
         await self._worker.close()
 
+    def use(self, config: RouterConfig) -> None:
+        """For calls that come in from here on."""
+        self._config = config
+        self._origins = frozenset(config.cors_allow_origin)
+        self._bodies.use(config)
+
     async def handle(self, request: web.BaseRequest) -> Any:
         """Every request comes in here; returns what aiohttp sends, or `Sent`."""
         self.calls_running += 1
@@ -135,7 +141,7 @@ class Handlers:
         await self._proxy.serve_unleased(call, dispatcher, client, record)
 
     async def _call(self, request: web.BaseRequest, client: HttpClient, record: Record) -> Call:
-        queue_deadline_s = record.arrived_s + self._config.queue.timeout_s
+        config = self._config
         body = await self._bodies.read(request, client)
         ask = await self._worker.parse(request.path, body)
         record.is_stream = ask.stream
@@ -146,8 +152,8 @@ class Handlers:
             body=body,
             headers=_passed_on(request, record.id),
             arrived_s=record.arrived_s,
-            queue_deadline_s=queue_deadline_s,
-            deadline_s=record.arrived_s + self._config.timeouts.total_s,
+            queue_deadline_s=record.arrived_s + config.queue.timeout_s,
+            deadline_s=record.arrived_s + config.timeouts.total_s,
         )
 
     def _refuse(

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 
-from router.config import HealthConfig
+from router.config import HealthConfig, RouterConfig
 from router.dialects import EngineInfo
 from router.errors import (
     ConnectFailed,
@@ -49,6 +49,12 @@ class Prober:
         self._tasks = tasks
         self._clock = clock
         self._watched: dict[Replica, tuple[asyncio.Task[None], asyncio.Event]] = {}
+
+    def use(self, config: RouterConfig) -> None:
+        """From the next probe on, which is due at once: the last interval may have been long."""
+        self._config = config.health
+        for _, wake in self._watched.values():
+            wake.set()
 
     def watch(self, pool: Pool, replica: Replica) -> None:
         wake = asyncio.Event()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from router.call import Call
-from router.config import RetryConfig, TimeoutConfig
+from router.config import RetryConfig, RouterConfig, TimeoutConfig
 from router.dispatcher import Dispatcher
 from router.edge import Client
 from router.errors import (
@@ -49,6 +49,9 @@ class Service:
     client: Client
     record: Record
     opener: StreamOpener
+    timeouts: TimeoutConfig
+    retries: RetryConfig
+    """Of the time when the call came; what is reloaded since is for later ones."""
     attempts: Attempts = field(default_factory=Attempts)
 
 
@@ -69,13 +72,21 @@ class Proxy:
         self._clock = clock
         self._turn = 0
 
+    def use(self, config: RouterConfig) -> None:
+        """For calls that are served from here on."""
+        self._timeouts = config.timeouts
+        self._retries = config.retries
+        self._budget.share = config.retries.budget_share
+
     async def serve(
         self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
     ) -> None:
         """The client has its whole answer when this returns; raises RouterError when it cannot."""
         opener = StreamOpener(record, client, self._timeouts.stream_open_after_s)
         try:
-            await self._attempts(Service(call, dispatcher, client, record, opener))
+            await self._attempts(
+                Service(call, dispatcher, client, record, opener, self._timeouts, self._retries)
+            )
         finally:
             opener.close()
         self._budget.earn()
@@ -110,7 +121,7 @@ class Proxy:
             lost=self._lost(service),
             is_committed=service.record.is_committed,
         )
-        step = next_step(error, attempts, self._budget, self._retries, scene)
+        step = next_step(error, attempts, self._budget, service.retries, scene)
         if step is Step.REFUSE:
             raise PoisonCall(
                 f"refused: {attempts.deaths} replicas died while they served this call"
@@ -140,7 +151,7 @@ class Proxy:
         outcome, exchange = Outcome.ABANDONED, None
         try:
             record.phase = "prefill"
-            exchange = await self._open(service.call, lease)
+            exchange = await self._open(service, lease)
             service.opener.close()
             record.phase = "relay"
             record.report = await self._relay(service, lease, exchange)
@@ -161,10 +172,11 @@ class Proxy:
             report = record.report if outcome is Outcome.DONE else Report()
             service.dispatcher.release(lease, outcome, report)
 
-    async def _open(self, call: Call, lease: Lease) -> Exchange:
+    async def _open(self, service: Service, lease: Lease) -> Exchange:
         """The request sent and its reply judged: what comes back may be relayed."""
+        call = service.call
         exchange = await self._upstream.send(
-            lease.replica, "POST", call.route, call.headers, call.body, limit=self._limit(call)
+            lease.replica, "POST", call.route, call.headers, call.body, limit=self._limit(service)
         )
         try:
             error = self._judge(call, exchange, lease.replica)
@@ -175,8 +187,9 @@ class Proxy:
             raise
         return exchange
 
-    def _limit(self, call: Call) -> Limit:
-        first_s = self._timeouts.first_event_s if call.ask.stream else None
+    def _limit(self, service: Service) -> Limit:
+        call = service.call
+        first_s = service.timeouts.first_event_s if call.ask.stream else None
         if first_s is not None and self._clock() + first_s < call.deadline_s:
             error = UpstreamTimeout(f"the replica sent no event within {first_s:g} s")
             return self._clock() + first_s, error
@@ -218,7 +231,7 @@ class Proxy:
             return report
         client.start(head.status, reply_headers(head, record))
         try:
-            await self._forward(service.call, exchange, Relay(client))
+            await self._forward(service, exchange, Relay(client))
         except RouterError:
             client.cut()  # no error can be put into half a document
             raise
@@ -234,7 +247,7 @@ class Proxy:
             client.start(record.status, reply_headers(exchange.head, record))
         relay = Relay(client)
         try:
-            await self._forward(service.call, exchange, relay)
+            await self._forward(service, exchange, relay)
         except asyncio.CancelledError:
             record.is_told = self._ended(service, lease, relay, first_token_s)
             raise
@@ -262,11 +275,11 @@ class Proxy:
         )
         return True
 
-    async def _forward(self, call: Call, exchange: Exchange, relay: Relay) -> None:
+    async def _forward(self, service: Service, exchange: Exchange, relay: Relay) -> None:
         """Until the replica has sent everything and the client has taken it."""
-        silence_s = self._timeouts.between_events_s
+        silence_s = service.timeouts.between_events_s
         while True:
-            await exchange.forwarded(relay, silence_s, call.deadline_s)
+            await exchange.forwarded(relay, silence_s, service.call.deadline_s)
             if not exchange.is_paused:
                 return
             await relay.client.drain(silence_s)

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from router.config import RouterConfig
 from router.connection import Connection, ConnectionPool
 from router.errors import ConnectFailed, ReplicaLost, RouterError
 from router.exchange import MAX_HELD_BYTES, Exchange, Limit
@@ -17,9 +18,14 @@ class Upstream:
     def __init__(self, loop: asyncio.AbstractEventLoop, connect_s: float, api_key: str | None):
         self._loop = loop
         self._connect_s = connect_s
-        self._authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._authorization = _authorization(api_key)
         self._pools: dict[Replica, ConnectionPool] = {}
         self._running: set[Exchange] = set()
+
+    def use(self, config: RouterConfig) -> None:
+        """For requests that are sent from here on."""
+        self._connect_s = config.timeouts.connect_s
+        self._authorization = _authorization(config.engine_api_key)
 
     async def send(
         self,
@@ -135,3 +141,7 @@ class Upstream:
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
+
+
+def _authorization(api_key: str | None) -> str:
+    return f"Authorization: Bearer {api_key}\r\n" if api_key else ""

@@ -1,11 +1,16 @@
 """The router is replaced, or dies, under 500 calls a second that do not wait for each other."""
 
 import asyncio
+import json
+import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.e2e
 
@@ -117,3 +122,52 @@ async def test_a_stream_over_a_hand_over_is_finished_or_told_at_the_drain_bound(
     after = await asyncio.to_thread(fleet.status)
     assert after["router"]["pid"] != before["router"]["pid"]
     assert await asyncio.to_thread(fleet.generate, after["endpoint"])
+
+
+async def test_a_router_alone_that_reads_its_file_again_under_500_calls_a_second_fails_none(
+    fleet, loads, steady, tmp_path
+):
+    """Every time with another replica left out: calls in flight there are finished all the same."""
+    replicas = (await up(fleet))["replicas"]
+    known = [{"url": replica["url"], "max_requests": 32} for replica in replicas]
+    path, out = tmp_path / "router.yaml", tmp_path / "out"
+
+    def write(replicas, timeout_s):
+        router = {"port": 0, "queue": {"timeout_s": timeout_s}}
+        path.write_text(yaml.safe_dump({"router": router, "replicas": replicas}))
+
+    def lines(kind):
+        said = out.read_text().splitlines()
+        return [json.loads(line) for line in said if f'"event":"{kind}"' in line]
+
+    write(known, 60)
+    router = await asyncio.to_thread(start_router, path, out)
+    try:
+        await eventually(lambda: "serving on " in out.read_text())
+        endpoint = out.read_text().split("serving on ")[1].split()[0]
+        async with steadily(fleet, loads, steady, endpoint) as load:
+            for number in range(8):
+                write([one for one in known if one is not known[number % 4]], 30 + number)
+                router.send_signal(signal.SIGHUP)
+                await eventually(lambda wanted=number + 1: len(lines("reload")) == wanted)
+                await load.served(300)
+        print(f"\n{told(load)}")
+        assert Counter(call.error for call in load.failed) == Counter()
+        left = [line["left"] for line in lines("reload")]
+        assert [len(ids) for ids in left] == [1] * 8
+        assert router.poll() is None
+    finally:
+        router.terminate()
+        router.wait(timeout=20)
+
+
+def start_router(config, out):
+    with out.open("w") as file:
+        argv = [sys.executable, "-m", "router", "--config", str(config)]
+        return subprocess.Popen(argv, stdout=file, stderr=file)
+
+
+async def eventually(is_so):
+    async with asyncio.timeout(20):
+        while not is_so():  # noqa: ASYNC110  # another process's doing
+            await asyncio.sleep(0.02)
