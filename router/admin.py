@@ -23,10 +23,12 @@ from router.fleet import Fleet, ReplicaList, StaleList
 from router.handlers import Handlers
 from router.replica import Admin as AdminState
 from router.replica import Replica
+from router.stories import Stories
 
 SOCKET_NAME = "router.sock"
 MAX_SOCKET_PATH_BYTES = 107
 MAX_LIST_BYTES = 4 * 1024**2
+MAX_STORIES = 20
 
 
 class AdminApi:
@@ -35,12 +37,14 @@ class AdminApi:
         config: RouterConfig,
         fleet: Fleet,
         handlers: Handlers,
+        stories: Stories,
         listener: socket.socket,
         retire: Callable[[], None],
     ) -> None:
         self._config = config
         self._fleet = fleet
         self._handlers = handlers
+        self._stories = stories
         self._listener = listener
         host, port = listener.getsockname()[:2]
         self._endpoint = f"http://{host}:{port}"
@@ -102,6 +106,8 @@ class AdminApi:
             client_max_size=MAX_LIST_BYTES, middlewares=[self._authorised()] if needs_token else []
         )
         app.router.add_get("/admin/state", self._state)
+        app.router.add_get("/admin/calls", self._calls)
+        app.router.add_get("/admin/calls/{id:.+}", self._call)
         app.router.add_put("/admin/replicas", self._replicas)
         app.router.add_post("/admin/replicas/{id}/drain", self._drain)
         app.router.add_post("/admin/replicas/{id}/undrain", self._undrain)
@@ -148,6 +154,27 @@ class AdminApi:
             ],
         }
         return _json(state)
+
+    async def _calls(self, request: web.Request) -> web.Response:
+        """`?failed`, the last one first; `?slow`, the slowest first."""
+        if "failed" in request.query:
+            found = self._stories.failed()
+        elif "slow" in request.query:
+            found = self._stories.slowest()
+        else:
+            return _json({"error": "found neither ?failed nor ?slow, expected one"}, status=422)
+        calls = [story.as_json() for story in found[:MAX_STORIES]]
+        return _json({"calls": calls, "remembered": self._stories.remembered()})
+
+    async def _call(self, request: web.Request) -> web.Response:
+        """All calls of that id, the latest first."""
+        call_id = request.match_info["id"]
+        calls = [story.as_json() for story in self._stories.find(call_id)]
+        remembered = self._stories.remembered()
+        if not calls:
+            error = f"no call {call_id!r} is remembered"
+            return _json({"error": error, "remembered": remembered}, status=404)
+        return _json({"calls": calls, "remembered": remembered})
 
     async def _replicas(self, request: web.Request) -> web.Response:
         try:

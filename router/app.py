@@ -31,6 +31,7 @@ from router.prober import Prober
 from router.proxy import Proxy
 from router.reload import news
 from router.replica import Replica
+from router.stories import Stories
 from router.tasks import Tasks
 from router.upstream import Upstream
 
@@ -72,11 +73,14 @@ class App:
         self.proxy = Proxy(
             self.upstream, config.timeouts, config.retries, config.resume, self.metrics, clock
         )
+        self.stories = Stories(clock)
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
-            config, self.fleet, self.proxy, pages, self.metrics, self.log, clock
+            config, self.fleet, self.proxy, pages, self.metrics, self.log, self.stories, clock
         )
-        self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
+        self.admin = AdminApi(
+            config, self.fleet, self.handlers, self.stories, listener, self.retire
+        )
         self._state_dir = state_dir
         self._cluster = cluster
         self._server: asyncio.Server | None = None

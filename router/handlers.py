@@ -27,6 +27,8 @@ from router.proxy import Proxy
 from router.record import Record
 from router.relay import error_headers
 from router.request_body import BodyReader
+from router.stories import Stories
+from router.story import READ
 
 log = logging.getLogger("router.edge")
 
@@ -50,6 +52,7 @@ class Handlers:
         pages: Pages,
         metrics: Metrics,
         log: EventLog,
+        stories: Stories,
         clock: Callable[[], float],
     ) -> None:
         self._config = config
@@ -58,6 +61,7 @@ class Handlers:
         self._pages = pages
         self._metrics = metrics
         self._log = log
+        self._stories = stories
         self._clock = clock
         self._bodies = BodyReader(config)
         self._worker = ParseWorker()
@@ -142,9 +146,11 @@ class Handlers:
 
     async def _call(self, request: web.BaseRequest, client: HttpClient, record: Record) -> Call:
         config = self._config
+        self._stories.began(record)
         body = await self._bodies.read(request, client)
         ask = await self._worker.parse(request.path, body)
         record.is_stream = ask.stream
+        record.step(self._clock(), READ, len(body))
         return Call(
             id=record.id,
             route=request.path,
@@ -184,7 +190,9 @@ class Handlers:
 
     def _finish(self, request: web.BaseRequest, record: Record) -> None:
         if record.route != OTHER_ROUTE and request.method == "POST":
-            record.finish(self._clock(), self._metrics, self._log)
+            now_s = self._clock()
+            record.finish(now_s, self._metrics, self._log)
+            self._stories.ended(record, now_s - record.arrived_s)
         elif record.error is not None:
             self._metrics.call_done(OTHER_ROUTE, record.status, self._clock() - record.arrived_s)
 

@@ -48,6 +48,7 @@ from router.retry import (
     next_step,
     trial_step,
 )
+from router.story import ANSWERING, CONTINUED, GRANTED, NEXT, QUIET
 from router.upstream import Upstream
 
 TOKENIZE_TIMEOUT_S = 30.0
@@ -132,17 +133,24 @@ class Proxy:
             record.phase = "queue"
             service.opener.watch()
             lease = await service.dispatcher.acquire(
-                service.wish, attempts, is_retry=step is not None, at_head=step is not Step.AGAIN
+                service.wish,
+                attempts,
+                is_retry=step is not None,
+                at_head=step is not Step.AGAIN,
+                queued=record.queued,
             )
             attempts.count = record.attempts = attempts.count + 1
             record.queue_s += lease.waited_s
             record.replica = lease.replica.id
+            record.step(lease.granted_s, GRANTED, lease.replica.id, lease.alone)
             service.events_before = service.relay.events
             try:
                 await self._attempt(service, lease)
                 return
             except RouterError as error:
+                record.failed(self._clock(), error)
                 step = self._after(service, lease, error)
+                record.step(self._clock(), NEXT, step.value)
                 if step is Step.GIVE_UP:
                     return self._give_up(service, error)
             if step is Step.ALONE:
@@ -249,6 +257,7 @@ class Proxy:
         """A suspect waits a moment before its trial: if all replicas are dying, that shows."""
         record, now_s = service.record, self._clock()
         record.phase = "queue"
+        record.step(now_s, QUIET)
         quiet_s = min(service.attempts.quiet_until_s, service.call.deadline_s) - now_s
         await asyncio.sleep(max(0.0, quiet_s))
         record.queue_s += self._clock() - now_s
@@ -299,9 +308,16 @@ class Proxy:
             counted = await self._counted(service.broken, lease.replica)
             continuation = service.broken.continued(counted)
             call, seam = continuation.call, continuation.seam
+            service.record.step(self._clock(), CONTINUED, service.relay.events)
         service.relay.begin(lease.replica.dialect, seam)
         exchange = await self._upstream.send(
-            lease.replica, "POST", call.route, call.headers, call.body, limit=self._limit(service)
+            lease.replica,
+            "POST",
+            call.route,
+            call.headers,
+            call.body,
+            limit=self._limit(service),
+            sent=service.record.sent,
         )
         try:
             error = self._judge(call, exchange, lease.replica)
@@ -339,6 +355,7 @@ class Proxy:
         record, client, dialect = service.record, service.client, lease.replica.dialect
         head = exchange.head
         assert head is not None
+        record.step(self._clock(), ANSWERING)
         if not record.is_committed:
             record.is_committed = True
             record.first_event_s = self._clock() - record.arrived_s
@@ -468,10 +485,12 @@ class Proxy:
         for i in range(len(usable)):
             replica = usable[(self._turn + i) % len(usable)]
             record.replica, record.attempts, record.phase = replica.id, i + 1, "relay"
+            record.step(self._clock(), GRANTED, replica.id, False)
             try:
                 await self._tokenized(call, replica, client, record)
                 return
             except RouterError as failure:
+                record.failed(self._clock(), failure)
                 if failure.retry is Retry.NEVER:
                     raise
                 error = failure
@@ -489,6 +508,7 @@ class Proxy:
             call.body,
             limit=(limit_s, UpstreamTimeout(f"{replica.id} did not tokenize in time")),
             max_held_bytes=MAX_TOKENS_REPLY_BYTES,
+            sent=record.sent,
         )
         try:
             head = exchange.head

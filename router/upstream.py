@@ -1,6 +1,7 @@
 """Requests to replicas: a connection taken or made, the request sent, the reply ready to judge."""
 
 import asyncio
+from collections.abc import Callable
 
 from router.config import RouterConfig
 from router.connection import Connection, ConnectionPool
@@ -37,17 +38,21 @@ class Upstream:
         *,
         limit: Limit | None = None,
         max_held_bytes: int = MAX_HELD_BYTES,
+        sent: Callable[[float, bool], None] | None = None,
     ) -> Exchange:
         """Sends one request and waits until its reply can be judged.
 
         An idle connection that the replica closed meanwhile is no failure of the replica: as long
-        as no byte came back, the request is sent once more on a new connection.
+        as no byte came back, the request is sent once more on a new connection. `sent` is told
+        when it goes out, and whether the connection is new.
         """
         request = self._head(replica, method, path, headers, body), body
         pool = self._pool(replica)
         kept = pool.take()
         if kept is not None:
             exchange = Exchange(self._loop, kept, replica, self._running, max_held_bytes)
+            if sent is not None:
+                sent(exchange.last_data_s, False)
             if not await self._is_stale(exchange, kept, request, limit):
                 return exchange
         try:
@@ -56,6 +61,8 @@ class Upstream:
             error.was_sent = kept is not None
             raise
         exchange = Exchange(self._loop, connection, replica, self._running, max_held_bytes)
+        if sent is not None:
+            sent(exchange.last_data_s, True)
         await self._opened(exchange, connection, request, limit)
         return exchange
 
