@@ -91,9 +91,9 @@ def _status(story: Story) -> str:
 
 
 def _tokens(story: Story) -> str:
-    named = (("prompt", story["prompt_tokens"]), ("generated", story["generated_tokens"]))
+    named = (("in", story["prompt_tokens"]), ("out", story["generated_tokens"]))
     known = [f"{count:,} {name}" for name, count in named if count]
-    return f", tokens: {' and '.join(known)}" if known else ""
+    return f", tokens: {', '.join(known)}" if known else ""
 
 
 # ---- parts
