@@ -43,7 +43,7 @@ def brief(story: Story) -> str:
 
 def from_log(call: Mapping[str, Any]) -> Story:
     """The same from the call's line in the router's log: no steps, and parts as far as it tells."""
-    tries, total_ms = call.get("tries") or [], call["total_ms"]
+    tries, total_ms = [one for one in call.get("tries") or [] if "error" in one], call["total_ms"]
     known_ms = call["queue_ms"] + sum(one["ms"] for one in tries)
     parts: list[dict[str, Any]] = [{"part": "queue", "ms": call["queue_ms"]}]
     parts += [{"part": "attempt", "failed": one["error"], **one} for one in tries]
@@ -151,7 +151,8 @@ def _step(step: Mapping[str, Any], story: Story) -> str:
         case "sent":
             return f"sent, on a {'new' if step['new_connection'] else 'kept'} connection"
         case "answering":
-            return f"{'first event' if story['stream'] else 'answer'} passed on to the client"
+            what = "first event" if story["stream"] else "answer"
+            return f"{step['replica']}: {what} passed on to the client"
         case "failed":
             return f"{step['replica']} failed: {step['error_class']}: {step['message']}"
         case "next":
@@ -161,7 +162,9 @@ def _step(step: Mapping[str, Any], story: Story) -> str:
         case "continued":
             return f"to be continued after {step['events']:,} events that the client has"
         case "hedged":
-            return f"asked {step['replica']} as well"
+            return f"it says nothing: {step['replica']} is asked as well, and the first one counts"
+        case "hedge_failed":
+            return f"{step['replica']} failed as well: {step['error_class']}: {step['message']}"
     return str(step["step"])
 
 

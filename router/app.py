@@ -33,6 +33,7 @@ from router.reload import news
 from router.replica import Replica
 from router.stories import Stories
 from router.tasks import Tasks
+from router.tokenizer import Tokenizer
 from router.upstream import Upstream
 
 log = logging.getLogger("router.app")
@@ -70,13 +71,13 @@ class App:
         self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
-        self.proxy = Proxy(
-            self.upstream, config.timeouts, config.retries, config.resume, self.metrics, clock
-        )
+        tokenizer = Tokenizer(self.upstream, clock)
+        self.proxy = Proxy(self.upstream, tokenizer, config, self.metrics, self.tasks, clock)
         self.stories = Stories(clock)
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
-            config, self.fleet, self.proxy, pages, self.metrics, self.log, self.stories, clock
+            *(config, self.fleet, self.proxy, tokenizer, pages, self.metrics),
+            *(self.log, self.stories, clock),
         )
         self.admin = AdminApi(
             config, self.fleet, self.handlers, self.stories, listener, self.retire

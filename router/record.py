@@ -7,7 +7,7 @@ from router.errors import RouterError
 from router.event_log import EventLog
 from router.lease import Report
 from router.metrics import Metrics
-from router.story import FAILED, QUEUED, SENT, Step, tries
+from router.story import FAILED, HEDGE_FAILED, QUEUED, SENT, Step, tries
 
 MAX_STEPS = 64
 """More than that is the same over and over; what stands in the middle is left out."""
@@ -58,8 +58,14 @@ class Record:
 
     def failed(self, at_s: float, error: RouterError) -> None:
         """An attempt did, at the replica that is on the record."""
-        message = error.message[:MAX_MESSAGE_CHARS]
-        self.step(at_s, FAILED, self.replica, type(error).__name__, message)
+        self._failed(at_s, FAILED, self.replica, error)
+
+    def hedge_failed(self, at_s: float, replica: str, error: RouterError) -> None:
+        """The attempt beside another did, which goes on."""
+        self._failed(at_s, HEDGE_FAILED, replica, error)
+
+    def _failed(self, at_s: float, word: str, replica: str, error: RouterError) -> None:
+        self.step(at_s, word, replica, type(error).__name__, error.message[:MAX_MESSAGE_CHARS])
 
     def finish(self, now_s: float, metrics: Metrics, log: EventLog) -> None:
         """Counts the call and writes its line."""

@@ -22,18 +22,20 @@ NEXT = "next"
 QUIET = "quiet"
 CONTINUED = "continued"
 HEDGED = "hedged"
+HEDGE_FAILED = "hedge_failed"
 
 FIELDS: dict[str, tuple[str, ...]] = {
     READ: ("body_bytes",),
     QUEUED: ("position", "why"),
     GRANTED: ("replica", "alone"),
     SENT: ("new_connection",),
-    ANSWERING: (),
+    ANSWERING: ("replica",),
     FAILED: ("replica", "error_class", "message"),
     NEXT: ("decision",),
     QUIET: (),
     CONTINUED: ("events",),
     HEDGED: ("replica",),
+    HEDGE_FAILED: ("replica", "error_class", "message"),
 }
 PARTS = {
     READ: "routing",
@@ -56,7 +58,7 @@ def is_failure(status: int, error: object, attempts: int) -> bool:
 
 
 def tries(steps: list[Step], attempts: int) -> list[dict[str, Any]] | None:
-    """The attempts that failed, for the log; None when there was only one in all."""
+    """For the log: the attempts that failed, and those beside another. None if there was one."""
     if attempts < 2:
         return None
     found: list[dict[str, Any]] = []
@@ -68,6 +70,8 @@ def tries(steps: list[Step], attempts: int) -> list[dict[str, Any]] | None:
             replica, error_class, _ = values
             ms = _ms(at_s - granted_s)
             found.append({"replica": replica, "error": error_class, "ms": ms})
+        elif word == HEDGED:
+            found.append({"hedged": values[0], "after_ms": _ms(at_s - granted_s)})
         elif word == NEXT and found:
             found[-1]["next"] = values[0]
     return found
@@ -140,12 +144,14 @@ class Story:
             parts.append({**part, "ms": _ms(spent_s), "share": share})
 
         for at_s, word, values in self.steps:
+            if word == HEDGED:
+                replica = f"{replica} and {values[0]}"
             if word not in PARTS:
                 continue
             if word == FAILED:
                 part["failed"] = values[1]
             end(at_s)
-            replica = values[0] if word == GRANTED else replica
+            replica = values[0] if word in (GRANTED, ANSWERING) else replica
             part, since_s = {"part": PARTS[word]}, at_s
             if word == QUEUED:
                 part["why"] = values[1]

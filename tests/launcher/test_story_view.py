@@ -46,7 +46,7 @@ STORY = {
         {"at_ms": 5000.4, "step": "next", "decision": "again, first in the queue"},
         {"at_ms": 5000.4, "step": "granted", "replica": "replica-1", "alone": True},
         {"at_ms": 5000.4, "step": "continued", "events": 42},
-        {"at_ms": 5000.4, "step": "answering"},
+        {"at_ms": 5000.4, "step": "answering", "replica": "replica-1"},
     ],
     "steps_left_out": 0,
 }
@@ -71,7 +71,7 @@ call 4f1c: 200 by replica-1, 2 attempts
      5,000  decided: again, first in the queue
      5,000  replica-1 chosen, to be tried alone
      5,000  to be continued after 42 events that the client has
-     5,000  first event passed on to the client
+     5,000  replica-1: first event passed on to the client
      6,000  ended with 200
 """
 
@@ -111,9 +111,9 @@ def test_what_was_left_out_is_said():
     assert "            7 steps in the middle were not kept" in shown(steps_left_out=7)
 
 
-@pytest.mark.parametrize("step", ["quiet", "hedged", "sent", "answering"])
+@pytest.mark.parametrize("step", ["quiet", "hedged", "hedge_failed", "sent", "answering"])
 def test_every_step_has_words(step):
-    fields = {"replica": "replica-7", "new_connection": False}
+    fields = {"replica": "replica-7", "new_connection": False, "error_class": "E", "message": "m"}
     [line] = shown(None, stream=False, steps=[{"at_ms": 1.0, "step": step, **fields}])[-2:-1]
     assert line.startswith("         1  ")
     assert not line.endswith(f"  {step}")

@@ -32,7 +32,7 @@ def failed_over():
     record.step(T + 5.0, story.NEXT, "again")
     record.step(T + 5.001, story.GRANTED, "r1", False)
     record.sent(T + 5.002, False)
-    record.step(T + 5.1, story.ANSWERING)
+    record.step(T + 5.1, story.ANSWERING, "r1")
     record.replica, record.first_event_s = "r1", 5.1
     return record
 
@@ -96,6 +96,22 @@ def test_the_log_gets_the_failed_tries_of_a_call_that_had_several():
         {"replica": "r0", "error": "ReplicaLost", "ms": 3000.0, "next": "again"}
     ]
     assert tries(record.steps, 1) is None
+
+
+def test_a_call_that_two_replicas_had_at_a_time():
+    record = Record("a", "/generate_stream", T, is_stream=True, attempts=2, replica="r1")
+    record.step(T, story.GRANTED, "r0", False)
+    record.sent(T, False)
+    record.step(T + 1.0, story.HEDGED, "r1")
+    record.sent(T + 1.0, True)
+    record.step(T + 3.0, story.ANSWERING, "r1")
+    parts = [(part["part"], part.get("replica"), part["ms"]) for part in told(record, 9.0)["parts"]]
+    assert parts[:3] == [
+        ("answer", "r1", 6000.0),
+        ("first_event", "r0 and r1", 2000.0),
+        ("first_event", "r0", 1000.0),
+    ]
+    assert tries(record.steps, 2) == [{"hedged": "r1", "after_ms": 1000.0}]
 
 
 def test_of_endless_tries_the_first_and_the_last_are_kept():
