@@ -23,6 +23,8 @@ QUIET = "quiet"
 CONTINUED = "continued"
 HEDGED = "hedged"
 HEDGE_FAILED = "hedge_failed"
+END = "end"
+"""Not left behind by a call: its end is on the record."""
 
 FIELDS: dict[str, tuple[str, ...]] = {
     READ: ("body_bytes",),
@@ -45,6 +47,7 @@ PARTS = {
     ANSWERING: "answer",
     FAILED: "retry",
     QUIET: "quiet",
+    END: "nothing",
 }
 """What the time after a step is spent on; other steps change nothing about that."""
 ARRIVAL = "body"
@@ -134,31 +137,32 @@ class Story:
     def _parts(self) -> list[dict[str, Any]]:
         """Where the time went, the widest part first."""
         parts: list[dict[str, Any]] = []
-        replica: str | None = None
-        part: dict[str, Any] = {"part": ARRIVAL}
-        since_s = self.arrived_s
-
-        def end(at_s: float) -> None:
-            spent_s = at_s - since_s
-            share = round(spent_s / self.total_s, 3) if self.total_s else 0.0
-            parts.append({**part, "ms": _ms(spent_s), "share": share})
-
-        for at_s, word, values in self.steps:
+        part, since_s, replica = {"part": ARRIVAL}, self.arrived_s, None
+        for at_s, word, values in (*self.steps, (self.arrived_s + self.total_s, END, ())):
             if word == HEDGED:
                 replica = f"{replica} and {values[0]}"
             if word not in PARTS:
                 continue
             if word == FAILED:
                 part["failed"] = values[1]
-            end(at_s)
+            parts.append(part | self._width(at_s - since_s))
             replica = values[0] if word in (GRANTED, ANSWERING) else replica
-            part, since_s = {"part": PARTS[word]}, at_s
-            if word == QUEUED:
-                part["why"] = values[1]
-            elif word in (GRANTED, SENT, ANSWERING):
-                part["replica"] = replica
-        end(self.arrived_s + self.total_s)
+            part, since_s = _begun(word, values, replica), at_s
         return sorted(parts, key=lambda part: -part["ms"])
+
+    def _width(self, seconds: float) -> dict[str, float]:
+        share = seconds / self.total_s if self.total_s else 0.0
+        return {"ms": _ms(seconds), "share": round(share, 3)}
+
+
+def _begun(word: str, values: tuple[Any, ...], replica: str | None) -> dict[str, Any]:
+    """The part that begins with this step."""
+    part = {"part": PARTS[word]}
+    if word == QUEUED:
+        part["why"] = values[1]
+    elif word in (GRANTED, SENT, ANSWERING) and replica:
+        part["replica"] = replica
+    return part
 
 
 def _ms(seconds: float) -> float:
