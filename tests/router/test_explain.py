@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from router.health import Event
+
 GENERATE = {"inputs": "a secret prompt", "parameters": {"max_new_tokens": 3}}
 CHAT = {"messages": [{"role": "user", "content": "a secret prompt"}]}
 
@@ -161,6 +163,35 @@ async def test_a_stream_that_was_continued(explained, wire):
     assert only(story, "continued")[0]["events"] == 2
     assert words(story).count("answering") == 2
     assert "lost inside its reply" in only(story, "failed")[0]["message"]
+
+
+@pytest.mark.parametrize("is_second_good", [True, False])
+async def test_a_call_that_two_replicas_had_at_a_time(explained, wire, until, is_second_good):
+    one = await explained(2, health={"interval_s": 1000})
+    gate = asyncio.Event()
+    for replica in one.rig.replicas:
+        replica.say(gate, wire.reply(wire.generated("first")))
+        replica.otherwise = [wire.reply(b"half", length=99), wire.RST]
+        if is_second_good:
+            replica.otherwise = [wire.reply(wire.generated("second"))]
+    client = await one.rig.client()
+    client.post("/generate", GENERATE, "x-request-id: a")
+    await until(lambda: any(replica.requests for replica in one.rig.replicas))
+    first, second = sorted(one.rig.replicas, key=lambda replica: -len(replica.requests))
+    second.forget_scripts()
+    one.rig.dispatcher.pool.on_event(one.rig[first.name], Event.SUSPECTED, "nothing comes")
+    await second.request()
+    if not is_second_good:
+        await until(lambda: one.rig.metric("attempts_total", replica=second.name, outcome="failed"))
+        gate.set()
+    winner = second if is_second_good else first
+    assert (await client.reply()).get("x-fleet-replica") == winner.name
+    await one.rig.at_rest()
+    story = await one.story("a")
+    assert only(story, "hedged")[0]["replica"] == second.name
+    assert only(story, "answering")[0]["replica"] == winner.name
+    assert len(only(story, "hedge_failed")) == (0 if is_second_good else 1)
+    assert (await one.rig.line())["tries"][0]["hedged"] == second.name
 
 
 async def test_a_call_whose_client_left(explained, wire):
