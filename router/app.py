@@ -254,6 +254,7 @@ class App:
 
     def _joined(self, pool: Pool, replica: Replica) -> None:
         pool.look = self.prober.hurry
+        pool.busy = self.prober.busy
         pool.suspected = self.upstream.doubt
         pool.busy = self.prober.busy
         self.prober.watch(pool, replica)
