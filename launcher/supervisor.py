@@ -82,6 +82,15 @@ class Supervisor:
         """The config was edited: read what `changes` left in the state folder, and follow it."""
         self._change.set()
 
+    def request_reload(self) -> None:
+        """The config it follows may have been edited: as `launcher up` with the same file."""
+        try:
+            changes.ask(self._cluster.folder, self._cluster.path)
+        except OperatorError as exc:
+            log.error("config: not read again: %s", exc)
+            return
+        self.request_change()
+
     @property
     def is_stopping(self) -> bool:
         return self._stop.is_set()

@@ -77,6 +77,12 @@ class Pool:
         self._lost_s: dict[str, float] = {}
         """When each replica, by id, last died or lost a connection."""
 
+    def use(self, config: HealthConfig) -> None:
+        """What each replica has passed and failed so far still counts."""
+        self._config = config
+        for replica in self:
+            replica.health.config = config
+
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from router.config import HealthConfig
+from router.config import HealthConfig, RouterConfig
 from router.dialects import EngineInfo
 from router.errors import (
     ConnectFailed,
@@ -60,6 +60,12 @@ class Prober:
         self._tasks = tasks
         self._clock = clock
         self._watched: dict[Replica, _Watched] = {}
+
+    def use(self, config: RouterConfig) -> None:
+        """From the next probe on, which is due at once: the last interval may have been long."""
+        self._config = config.health
+        for watched in self._watched.values():
+            watched.wake.set()
 
     def watch(self, pool: Pool, replica: Replica) -> None:
         wake = asyncio.Event()
