@@ -96,6 +96,7 @@ class App:
         self._has_terminal = has_terminal()
         self.fleet.joined = self._joined
         self.fleet.left = self._left
+        self.prober.tried = self.metrics.tried
 
     async def start(self, replicas: ReplicaList | None = None) -> None:
         """Serves from here on. Raises StartError."""

@@ -139,6 +139,7 @@ class Dispatcher:
         lease.replica.pace.ended(lease)
         load.requests -= lease.cost.requests
         load.tokens -= lease.cost.reserve_tokens
+        lease.replica.idle_since_s = self._clock()
         lease.replica.alone = False
         self.pump()
 

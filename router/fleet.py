@@ -41,6 +41,10 @@ class ReplicaEntry(BaseModel):
     phase: str = ""
     max_requests: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
+    fault: str | None = None
+    """What is wrong with a GPU of it: it is used only where no other serves."""
+    slowed: str | None = None
+    """Why a GPU of it runs slower than it could: it is given less."""
 
     def member(self) -> Member:
         host, port = split_url(self.url)
@@ -54,6 +58,8 @@ class ReplicaEntry(BaseModel):
             phase=self.phase,
             max_requests=self.max_requests,
             max_tokens=self.max_tokens,
+            fault=self.fault or "",
+            slowed=self.slowed or "",
         )
 
 
