@@ -3,6 +3,8 @@
 from router.config.models import (
     DialectName,
     HealthConfig,
+    KeyConfig,
+    LimitsConfig,
     Policy,
     QueueConfig,
     ReplicaConfig,
@@ -11,12 +13,15 @@ from router.config.models import (
     RouterFile,
     StrictModel,
     TimeoutConfig,
+    TlsConfig,
 )
 from router.config.source import Source, load_model, read_source
 
 __all__ = [
     "DialectName",
     "HealthConfig",
+    "KeyConfig",
+    "LimitsConfig",
     "Policy",
     "QueueConfig",
     "ReplicaConfig",
@@ -26,6 +31,7 @@ __all__ = [
     "Source",
     "StrictModel",
     "TimeoutConfig",
+    "TlsConfig",
     "load_model",
     "read_source",
 ]
