@@ -21,6 +21,7 @@ from router.event_log import EventLog
 from router.fleet import Fleet, ReplicaList
 from router.handlers import Handlers
 from router.health import State
+from router.keys import KeyStore
 from router.metrics import Metrics
 from router.pages import Pages
 from router.pool import Pool
@@ -62,9 +63,10 @@ class App:
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
         self.proxy = Proxy(self.upstream, config.timeouts, config.retries, self.metrics, clock)
+        self.keys = KeyStore(config.keys, clock, self.metrics.key_refused)
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
-            config, self.fleet, self.proxy, pages, self.metrics, self.log, clock
+            config, self.fleet, self.proxy, self.keys, pages, self.metrics, self.log, clock
         )
         self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
         self._state_dir = state_dir

@@ -69,6 +69,7 @@ class Metrics:
         self._idle_s = counter(
             "idle_while_waiting_seconds", "Replica-seconds idle while calls waited.", "model"
         )
+        self._key_refusals = counter("key_refusals", "Calls over a key's limit.", "key", "limit")
         self._replica_labels: set[str] = set()
 
     def page(self) -> bytes:
@@ -97,6 +98,9 @@ class Metrics:
 
     def ejected(self, replica: Replica) -> None:
         self._ejections[self._label(replica)].inc()
+
+    def key_refused(self, key: str, limit: str) -> None:
+        self._key_refusals[key, limit].inc()
 
     # ---- dispatcher.Observer ----
 

@@ -15,6 +15,10 @@ class Record:
     id: str
     route: str
     arrived_s: float
+    account: str = ""
+    """The name of the key it came with."""
+    tenant: str = ""
+    """On whose account it is, as that key says."""
     model: str = ""
     is_stream: bool = False
     status: int = 200
@@ -46,6 +50,7 @@ class Record:
         log.call(
             id=self.id,
             route=self.route,
+            key=self.account or None,
             model=self.model or None,
             stream=self.is_stream,
             status=self.status,

@@ -7,7 +7,7 @@ import asyncio
 
 from router import sse
 from router.edge import Client
-from router.errors import RouterError
+from router.errors import RouterError, Unauthorized
 from router.exchange import Head
 from router.record import Record
 
@@ -88,6 +88,8 @@ def error_headers(record: Record, error: RouterError) -> list[tuple[str, str]]:
     headers = [("content-type", "application/json"), ("x-request-id", record.id)]
     if record.attempts:
         headers.append(("x-fleet-attempts", str(record.attempts)))
+    if isinstance(error, Unauthorized):
+        headers.append(("www-authenticate", "Bearer"))
     if error.retry_after_s is not None:
         headers.append(("retry-after", str(error.retry_after_s)))
     return headers
