@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from router.acceptor import Acceptor
 from router.admin import AdminApi
 from router.config import RouterConfig
 from router.edge_server import make_server
@@ -31,7 +32,6 @@ from router.replica import Replica
 from router.tasks import Tasks
 from router.upstream import Upstream
 
-BACKLOG = 4096
 POLL_S = 0.02
 LOADING = frozenset({"pending", "starting", "loading"})
 FIRST_LIST_S = 5.0
@@ -71,8 +71,8 @@ class App:
         self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
         self._state_dir = state_dir
         self._cluster = cluster
-        self._server: asyncio.Server | None = None
         self._edge = make_server(self.handlers, config)
+        self.acceptor = Acceptor(listener, self._edge, config, self.tasks, self.metrics.shed)
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
         self._is_stopping = False
@@ -92,24 +92,29 @@ class App:
         if admin.port is not None and admin.token is not None:
             port = await self.admin.listen_tcp(admin.port, admin.token)
             self.log.event("admin", endpoint=f"http://127.0.0.1:{port}")
-        loop = asyncio.get_running_loop()
         # Under a launcher that has not told anything yet, calls wait in the socket.
-        serves = self._state_dir is None or self.fleet.is_told
-        self._server = await loop.create_server(
-            self._edge, sock=self.listener, backlog=BACKLOG, start_serving=serves
-        )
-        if not serves:
-            self.tasks.spawn(self._serve_once_told(self._server), "first list")
+        if self._state_dir is None or self.fleet.is_told:
+            self.acceptor.open()
+        else:
+            self.tasks.spawn(self._serve_once_told(), "first list")
         gc.collect()
         gc.freeze()  # what exists now lives as long as the router: do not look at it again
 
-    async def _serve_once_told(self, server: asyncio.Server) -> None:
+    async def _serve_once_told(self) -> None:
         """A call that starts a cluster, or comes with it, is not refused for being that early."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_LIST_S):
                 await self._until(lambda: self.fleet.is_told)
         if not self.handlers.is_draining:
-            await server.start_serving()
+            self.acceptor.open()
+
+    def renew(self, config: RouterConfig) -> None:
+        """Takes over its keys and certificate, read again, while calls run.
+
+        Raises StartError when the certificate cannot be used; nothing has changed then.
+        """
+        self.acceptor.use(config)
+        self.keys.use(config)
 
     def stop(self) -> None:
         """Finish the calls in flight and end; a second time (Ctrl-C twice): end at once."""
@@ -138,8 +143,7 @@ class App:
         self.handlers.is_draining = True
         await self.admin.leave_port()
         self.log.event("drain", calls=self.handlers.calls_running, retiring=self._is_retiring)
-        if self._server is not None:
-            self._server.close()
+        self.acceptor.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.timeouts.drain_s):
                 await self._until(lambda: not self.handlers.calls_running)
@@ -166,8 +170,7 @@ class App:
 
     async def close(self) -> None:
         """Ends everything; safe to call after a start that failed half-way."""
-        if self._server is not None:
-            self._server.close()
+        self.acceptor.close()
         await self._edge.shutdown(0.1)
         await self.tasks.close()
         self.upstream.close()

@@ -17,7 +17,7 @@ from typing import Self
 
 from router.allowance import Allowance
 from router.call import Cost
-from router.config import KeyConfig
+from router.config import KeyConfig, RouterConfig
 from router.drain_rate import DrainRate
 from router.errors import ClientGone, RateLimited, RouterError, Unauthorized
 from router.record import Record
@@ -67,6 +67,9 @@ class KeyStore:
         self._accounts: dict[str, Account] = {}
         self._by_digest: dict[bytes, tuple[bytes, Account]] = {}
         self.replace(keys)
+
+    def use(self, config: RouterConfig) -> None:
+        self.replace(config.keys)
 
     def replace(self, keys: Iterable[KeyConfig]) -> None:
         """From now on these are the keys; calls that run are finished."""

@@ -148,6 +148,12 @@ async def openai_app(app, openai_replicas):
 
 
 @pytest.fixture
+def authority(tmp_path):
+    """An authority whose certificates are files, and that clients can trust."""
+    return load_fake("certificates").Authority(tmp_path)
+
+
+@pytest.fixture
 def faults():
     """The module of the fault proxy."""
     return load_fake("fault_proxy")
