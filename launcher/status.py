@@ -230,7 +230,8 @@ def _overlaid(replica: ReplicaStatus, seen: dict[str, Any]) -> ReplicaStatus:
 def _with_config(status: ClusterStatus | None, cluster: Cluster) -> ClusterStatus:
     """Replicas the config has and the record has not are stopped: they never ran."""
     config = cluster.config
-    endpoint = f"http://{config.router.host}:{config.router.port}" if config.router.port else None
+    router = config.router
+    endpoint = f"{router.scheme}://{router.host}:{router.port}" if router.port else None
     status = status or ClusterStatus(config.cluster, endpoint, ())
     known = {replica.id for replica in status.replicas}
     missing = (

@@ -14,6 +14,7 @@ from router.config.models import (
     StrictModel,
     TimeoutConfig,
     TlsConfig,
+    is_loopback,
 )
 from router.config.source import Source, load_model, read_source
 
@@ -32,6 +33,7 @@ __all__ = [
     "StrictModel",
     "TimeoutConfig",
     "TlsConfig",
+    "is_loopback",
     "load_model",
     "read_source",
 ]

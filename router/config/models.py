@@ -4,6 +4,7 @@
 alone (`router --config FILE`), and takes a cluster config as well, reading what concerns it.
 """
 
+import ipaddress
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
@@ -337,6 +338,14 @@ class RouterFile(StrictModel):
     models: Any = Field(None, description="Read by the launcher only.")
     engine: Any = Field(None, description="Read by the launcher only.")
     runtime: Any = Field(None, description="Read by the launcher only.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; other names than localhost may be anybody's."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def parse_base_url(url: str) -> str:
