@@ -102,6 +102,7 @@ class ClusterStatus:
     change_id: str = ""  # the last request to follow a changed config, and why it was refused
     change_error: str = ""
     trouble: str = ""  # why what is shown may not be so
+    curl_options: tuple[str, ...] = ()  # what curl needs to be let in, beside the endpoint
 
     @property
     def is_ready(self) -> bool:
@@ -173,7 +174,8 @@ def recorded(cluster: Cluster) -> ClusterStatus | None:
         )
         router = record.pop("router")
         router["phase"] = Phase(router["phase"])
-        record["notes"] = tuple(record.get("notes", ()))
+        for name in ("notes", "curl_options"):
+            record[name] = tuple(record.get(name, ()))
         return ClusterStatus(**record, replicas=tuple(replicas), router=RouterStatus(**router))
     return None
 
