@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from router.errors import RouterError
+from router.errors import RouterError, UpstreamRefusal
 from router.event_log import EventLog
 from router.lease import Report
 from router.metrics import Metrics
@@ -61,9 +61,16 @@ class Record:
             total_ms=round(seconds * 1000, 1),
             prompt_tokens=report.prompt_tokens,
             generated_tokens=report.generated_tokens or self.events or None,
-            error=error.message if error else None,
+            error=_said(error),
             error_type=error.error_type if error else None,
         )
+
+
+def _said(error: RouterError | None) -> str | None:
+    """What an engine refused is told to its client only: some repeat the whole request in it."""
+    if isinstance(error, UpstreamRefusal):
+        return f"the replica refused it ({error.status})"
+    return error.message if error else None
 
 
 def _ms(seconds: float | None) -> float | None:
