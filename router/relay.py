@@ -16,10 +16,13 @@ HOP_BY_HOP = frozenset(
     (
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization"),
         *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
-        *("content-length", "server", "vary", "set-cookie", "x-request-id"),
+        *("content-length", "server", "vary", "x-request-id", "set-cookie", "set-cookie2"),
+        *("alt-svc", "clear-site-data", "strict-transport-security"),
+        *("x-accel-redirect", "x-sendfile"),
     )
 )
-"""Not passed on from replicas: they belong to one connection (RFC 9110, 7.6.1) or to our edge."""
+"""Not passed on from replicas: they belong to one connection (RFC 9110, 7.6.1), to our edge, or
+speak for its whole site, to browsers and to proxies in front."""
 NOT_PASSED_ON = ("access-control-", "x-fleet-")
 
 
