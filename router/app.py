@@ -30,6 +30,7 @@ from router.prober import Prober
 from router.proxy import Proxy
 from router.replica import Replica
 from router.tasks import Tasks
+from router.tokenizer import Tokenizer
 from router.upstream import Upstream
 
 POLL_S = 0.02
@@ -62,11 +63,20 @@ class App:
         self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
-        self.proxy = Proxy(self.upstream, config.timeouts, config.retries, self.metrics, clock)
+        tokenizer = Tokenizer(self.upstream, clock)
+        self.proxy = Proxy(self.upstream, tokenizer, config, self.metrics, self.tasks, clock)
         self.keys = KeyStore(config.keys, clock, self.metrics.key_refused)
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
-            config, self.fleet, self.proxy, self.keys, pages, self.metrics, self.log, clock
+            config,
+            self.fleet,
+            self.proxy,
+            tokenizer,
+            self.keys,
+            pages,
+            self.metrics,
+            self.log,
+            clock,
         )
         self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
         self._state_dir = state_dir
@@ -172,6 +182,7 @@ class App:
         """Ends everything; safe to call after a start that failed half-way."""
         self.acceptor.close()
         await self._edge.shutdown(0.1)
+        self.prober.close()
         await self.tasks.close()
         self.upstream.close()
         await self.handlers.close()
@@ -182,6 +193,8 @@ class App:
 
     def _joined(self, pool: Pool, replica: Replica) -> None:
         pool.look = self.prober.hurry
+        pool.busy = self.prober.busy
+        pool.suspected = self.upstream.doubt
         self.prober.watch(pool, replica)
 
     def _left(self, replica: Replica, is_replaced: bool) -> None:
@@ -191,6 +204,8 @@ class App:
     def _on_state_change(self, replica: Replica, before: State, after: State, reason: str) -> None:
         if after is State.EJECTED:
             self.metrics.ejected(replica)
+        if after is State.SUSPECT:
+            self.metrics.suspected(replica)
         self.prober.hurry(replica)
         if replica.phase in LOADING and after is State.UNHEALTHY:
             return  # it cannot answer yet, and whoever starts it says so

@@ -28,6 +28,7 @@ from router.proxy import Proxy
 from router.record import Record
 from router.relay import error_headers
 from router.request_body import BodyReader
+from router.tokenizer import Tokenizer
 
 log = logging.getLogger("router.edge")
 
@@ -49,6 +50,7 @@ class Handlers:
         config: RouterConfig,
         fleet: Fleet,
         proxy: Proxy,
+        tokenizer: Tokenizer,
         keys: KeyStore,
         pages: Pages,
         metrics: Metrics,
@@ -58,6 +60,7 @@ class Handlers:
         self._config = config
         self._fleet = fleet
         self._proxy = proxy
+        self._tokenizer = tokenizer
         self._keys = keys
         self._pages = pages
         self._metrics = metrics
@@ -141,7 +144,7 @@ class Handlers:
             allowed = permit.account.models
             dispatcher = self._fleet.find(_model(call.ask, request), call.route, allowed)
             record.model = dispatcher.pool.model
-            await self._proxy.serve_unleased(call, dispatcher, client, record)
+            await self._tokenizer.serve(call, dispatcher, client, record)
 
     async def _call(self, request: web.BaseRequest, client: HttpClient, record: Record) -> Call:
         queue_deadline_s = record.arrived_s + self._config.queue.timeout_s
