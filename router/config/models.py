@@ -244,9 +244,9 @@ class LimitsConfig(StrictModel):
         description="Sending a whole request head once it has begun, and the TLS handshake, in "
         "seconds.",
     )
-    connections: int = Field(16_384, ge=1, description="Connections at a time, of all clients.")
+    connections: int = Field(65_536, ge=1, description="Connections at a time, of all clients.")
     connections_per_client: int = Field(
-        4_096,
+        16_384,
         ge=1,
         description="Connections at a time from one address (IPv6: one /64). Behind a proxy all "
         "clients have the proxy's.",
