@@ -1,6 +1,7 @@
 """aiohttp's server with our refusals: what is no valid HTTP gets JSON and no traceback."""
 
 import logging
+from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -37,6 +38,14 @@ class EdgeProtocol(RequestHandler):
         )
         reply.force_close()
         return reply
+
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """What is left of a refused body is thrown away unread: if it does not even unpack, that is
+        the client's doing, and nobody may fill the log with it."""
+        if isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
+            log.info("refused a malformed body")
+        else:
+            super().log_exception(*args, **kwargs)
 
 
 class EdgeServer(web.Server):
