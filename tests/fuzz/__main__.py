@@ -2,8 +2,8 @@
 
     python -m tests.fuzz --requests 100000 --seed 1
 
-Exits with 0 when there was no 500, no crash, no leak, and every good call was right; else with 1;
-with 2 when it could not run.
+Exits with 0 when there was no 500 of the router's own, no crash, no leak, and every good call was
+right; else with 1; with 2 when it could not run.
 """
 
 import argparse
@@ -61,13 +61,13 @@ def _print(report: Report, seed: int) -> None:
     print(f"good calls between: {report.good:,}, wrong {len(report.wrong)}")
     for wrong in report.wrong[:20]:
         print(f"  {wrong}")
-    for sent, got in report.bad:
+    for sent, got in report.bad[:5]:
         print(f"500 for {sent[:2000]!r}\n  came {got[:1000]!r}")
     before, after = report.rss_bytes
     print(f"router's memory: {before / MIB:.0f} MiB before, {after / MIB:.0f} MiB after")
     for leak in report.leaks[:20]:
         print(f"  {leak}")
-    print(f"500: {report.statuses['500']}, wrong {len(report.wrong)}, leaks {len(report.leaks)}")
+    print(f"500: {len(report.bad)}, wrong {len(report.wrong)}, leaks {len(report.leaks)}")
 
 
 def _arguments() -> argparse.Namespace:

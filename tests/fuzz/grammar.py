@@ -6,7 +6,6 @@ import gzip
 import json
 import random
 import zlib
-from collections.abc import Callable
 from typing import Any
 
 Rng = random.Random
@@ -79,6 +78,8 @@ ODD_VALUES: tuple[Any, ...] = (
     [{"role": "user", "content": [{"type": "text", "text": "hi"}]}],
     [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}],
     [{"role": 5, "content": None}],
+    [{"inputs": "hi"}, {"inputs": "hi", "parameters": {"max_new_tokens": 1}}],
+    [{"inputs": "hi", "parameters": {"top_p": 0, "best_of": 5, "max_new_tokens": 1}}],
 )
 KEYS = (
     *("inputs", "parameters", "stream", "model", "messages", "prompt", "max_tokens", "n", "stop"),
@@ -90,6 +91,8 @@ KEYS = (
 )
 LITERALS = (b"NaN", b"-Infinity", b"1e999", b"9" * 5_000, b"-", b"01", b"tru", b"'a'", b'"\\u12"')
 LITERALS += (b'"\\ud800"', b'"\xff"', b'"\xed\xa0\x80"', b'"\x00"', b'"', b"\xef\xbb\xbf", b"//x\n")
+PADDING = b" " * (256 * 1024 + 1)
+"""In front of a document: over the bound for parsing on the router's loop."""
 
 
 def pieces_of(rng: Rng) -> list[bytes]:
@@ -149,14 +152,9 @@ def _good_body(rng: Rng, path: str) -> dict[str, Any]:
 
 def document(rng: Rng) -> bytes:
     """A body: JSON of a strange kind, or hardly JSON at all."""
-    makers: tuple[Callable[[Rng], bytes], ...] = (
-        _strange,
-        _strange,
-        _strange,
-        _with_literal,
-        _deep,
-    )
-    return rng.choice(makers)(rng)
+    makers = (_strange, _strange, _strange, _with_literal, _deep)
+    made = rng.choice(makers)(rng)
+    return PADDING + made if rng.random() < 0.002 else made
 
 
 def _strange(rng: Rng) -> bytes:

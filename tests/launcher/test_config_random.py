@@ -173,34 +173,8 @@ def test_models_of_any_name_become_commands(path, some_models, engine):
 
 examples = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
 pieces = [
-    "",
-    "\n",
-    "  ",
-    ": ",
-    "- ",
-    "{",
-    "]",
-    "&a ",
-    "*a",
-    "<<: *a",
-    "!!int ",
-    "|",
-    "'",
-    '"',
-    "\t",
-]
-pieces += [
-    "${A}",
-    "${",
-    "\x00",
-    "\ufeff",
-    "\ud800",
-    "#",
-    "---\n",
-    "...\n",
-    "9" * 5000,
-    "1e999",
-    "~",
+    *("", "\n", "  ", "\t", ": ", "- ", "{", "]", "&a ", "*a", "<<: *a", "!!int ", "|", "'", '"'),
+    *("${A}", "${", "\x00", "\ufeff", "\ud800", "#", "---\n", "...\n", "9" * 5000, "1e999", "~"),
 ]
 spoiling = st.lists(
     st.tuples(st.integers(0, 3000), st.integers(0, 30), st.sampled_from(pieces)), max_size=5
