@@ -61,7 +61,9 @@ class App:
         self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
-        self.proxy = Proxy(self.upstream, config.timeouts, config.retries, self.metrics, clock)
+        self.proxy = Proxy(
+            self.upstream, config.timeouts, config.retries, config.resume, self.metrics, clock
+        )
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
             config, self.fleet, self.proxy, pages, self.metrics, self.log, clock
@@ -167,6 +169,7 @@ class App:
         if self._server is not None:
             self._server.close()
         await self._edge.shutdown(0.1)
+        self.prober.close()
         await self.tasks.close()
         self.upstream.close()
         await self.handlers.close()
@@ -177,6 +180,7 @@ class App:
 
     def _joined(self, pool: Pool, replica: Replica) -> None:
         pool.look = self.prober.hurry
+        pool.busy = self.prober.busy
         self.prober.watch(pool, replica)
 
     def _left(self, replica: Replica, is_replaced: bool) -> None:
@@ -186,6 +190,8 @@ class App:
     def _on_state_change(self, replica: Replica, before: State, after: State, reason: str) -> None:
         if after is State.EJECTED:
             self.metrics.ejected(replica)
+        if after is State.SUSPECT:
+            self.metrics.suspected(replica)
         self.prober.hurry(replica)
         if replica.phase in LOADING and after is State.UNHEALTHY:
             return  # it cannot answer yet, and whoever starts it says so

@@ -117,15 +117,23 @@ class Dispatcher:
         self.open_leases -= 1
         self._learn(lease, outcome, report)
         load = lease.replica.load
+        lease.replica.pace.ended(lease)
         load.requests -= lease.cost.requests
         load.tokens -= lease.cost.reserve_tokens
         lease.replica.alone = False
         self.pump()
 
+    def share(self, lease: Lease) -> None:
+        """A suspect's replica takes others beside it again."""
+        if lease.is_open and lease.alone:
+            lease.alone = lease.replica.alone = False
+            self.pump()
+
     def first_token(self, lease: Lease) -> None:
         """A stream began: the engine runs the call, so there may be room for more."""
-        before = lease.replica.room.requests
-        lease.replica.room.answered(None, lease.replica.load, self._service_s, self._clock())
+        before, now_s = lease.replica.room.requests, self._clock()
+        lease.replica.pace.first_token(lease, now_s, now_s - lease.granted_s)
+        lease.replica.room.answered(None, lease.replica.load, self._service_s, now_s)
         if lease.replica.room.requests > before:
             self.pump()
 
@@ -236,11 +244,15 @@ class Dispatcher:
         ticket.grant.set_result(lease)
 
     def _lease(self, replica: Replica, call: Call, cost: Cost, waited_s: float) -> Lease:
+        if not replica.load.requests:
+            self.pool.busy(replica)
         replica.load.requests += cost.requests
         replica.load.tokens += cost.reserve_tokens
         self.open_leases += 1
         self._observer.waited(self.pool.model, waited_s)
-        return Lease(replica, replica.generation, call, cost, self._clock(), waited_s)
+        lease = Lease(replica, replica.generation, call, cost, self._clock(), waited_s)
+        replica.pace.granted(lease, cost.input_tokens)
+        return lease
 
     def _learn(self, lease: Lease, outcome: Outcome, report: Report) -> None:
         replica, now_s = lease.replica, self._clock()
@@ -250,6 +262,8 @@ class Dispatcher:
                 asyncio.get_running_loop().call_later(pause_s, self._unpause, replica)
         if outcome is Outcome.FAILED:
             replica.failed += 1
+            if lease.call.ask.stream:
+                replica.pace.gave_up(lease, now_s, now_s - lease.granted_s)
         if outcome is not Outcome.DONE:
             return
         replica.served += 1

@@ -37,6 +37,11 @@ class RouterError(Exception):
         if retry_after_s is not None:
             self.retry_after_s = retry_after_s
 
+    def because(self, why: str) -> "RouterError":
+        """The same error, with what stood in the way of helping."""
+        self.message = f"{self.message}; {why}"
+        return self
+
 
 class InvalidRequest(RouterError):
     """The client's request cannot be served as written; the message names the field."""

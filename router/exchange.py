@@ -16,6 +16,8 @@ from router import sse
 from router.errors import CallTimeout, RouterError, UpstreamTimeout
 from router.replica import Replica
 
+LAST_WORDS_S = 0.25
+"""An engine that has sent an error event ends its stream at once."""
 MAX_HELD_BYTES = 8 * 1024**2
 """A whole reply larger than this is passed on while it arrives."""
 
@@ -25,6 +27,11 @@ Limit = tuple[float, RouterError]
 
 class Sink(Protocol):
     """Where a stream's whole events go once the client may see them."""
+
+    failure: RouterError | None
+    """An event said that the replica failed: its last words are awaited, but not for long."""
+    is_over: bool
+    """No more of it is wanted."""
 
     def forward(self, events: bytes) -> bool:
         """Takes them; false asks to pause reading until `Exchange.resume`."""
@@ -57,8 +64,10 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_deadline",
+        "_has_event",
         "_held",
         "_held_bytes",
+        "_is_ending",
         "_loop",
         "_max_held_bytes",
         "_running",
@@ -93,9 +102,11 @@ class Exchange:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._splitter: sse.Splitter | None = None
+        self._has_event = False
         self._sink: Sink | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._silence_s = 0.0
+        self._is_ending = False
         self.head: Head | None = None
         self.error: RouterError | None = None
         self.has_bytes = False
@@ -136,7 +147,7 @@ class Exchange:
     async def forwarded(self, sink: Sink, silence_s: float, deadline_s: float) -> None:
         """Hands everything to the sink until the reply ends; raises how it failed.
 
-        Returns early with `is_paused` when the sink wants no more for now.
+        Returns early with `is_paused` when the sink wants no more for now, and when it is over.
         """
         self._silence_s = silence_s
         if self._sink is None:
@@ -145,10 +156,10 @@ class Exchange:
             held, self._held = b"".join(self._held), []
             if held:
                 self._pass_on(held)
-        while not self.is_done and not self.error and not self.is_paused:
+        while not (self.is_done or self.error or self.is_paused or sink.is_over):
             await self._woken()
-        if self.error:
-            raise self.error
+        if error := sink.failure or self.error:
+            raise error
 
     def resume(self) -> None:
         """The sink takes more again; silence is counted from now."""
@@ -169,6 +180,11 @@ class Exchange:
         """Bytes of an event that never became whole."""
         return self._splitter.tail if self._splitter else b""
 
+    @property
+    def is_aligned(self) -> bool:
+        """Only whole events were passed on; false after one too large to wait for."""
+        return self._splitter is None or self._splitter.is_aligned
+
     # ---- the connection's side ----
 
     def on_head(self, head: Head) -> None:
@@ -179,10 +195,9 @@ class Exchange:
     def on_read(self, body: bytes) -> None:
         """After each read from the replica, with what it brought of the body."""
         self.has_bytes = True
-        if self._splitter is None or b"data:" in body:  # comments flow from a stalled engine too
-            self.last_data_s = self.replica.progress_s = self._loop.time()
         if body and self._splitter is not None:
             body = self._splitter.push(body)
+        self._note_progress(body)
         if body and self._sink is not None:
             self._pass_on(body)
         elif body:
@@ -190,6 +205,22 @@ class Exchange:
             self._held_bytes += len(body)
         if self._sink is None or self.is_done:
             self._notify()
+
+    def _note_progress(self, body: bytes) -> None:
+        """Whole events and whole replies: comments flow from a stalled engine too, and bytes may
+        come in driblets."""
+        now_s, pace = self._loop.time(), self.replica.pace
+        if self._splitter is None:
+            self.last_data_s = now_s
+            if self.is_done:
+                pace.heard(now_s)
+        elif b"data:" in body:
+            if self._has_event:
+                pace.event(now_s, now_s - self.last_data_s)
+            else:
+                pace.heard(now_s)
+            self._has_event = True
+            self.last_data_s = now_s
 
     def on_failure(self, error: RouterError) -> None:
         if not self.is_done and self.error is None:
@@ -202,6 +233,16 @@ class Exchange:
             self.is_paused = True
             self._connection.pause_reading()
             self._notify()
+        if self._sink.is_over:
+            self._notify()
+        elif self._sink.failure is not None and not self._is_ending:
+            self._end_soon(self._sink.failure)
+
+    def _end_soon(self, failure: RouterError) -> None:
+        self._is_ending = True
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self._loop.call_later(LAST_WORDS_S, self.on_failure, failure)
 
     def _is_judgeable(self) -> bool:
         if self.is_done:

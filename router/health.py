@@ -2,8 +2,12 @@
 
     UNKNOWN    not heard of yet in this generation
     HEALTHY    takes calls
+    SUSPECT    has calls and says nothing: neither to them nor to a probe, for longer than is normal
     UNHEALTHY  down: probes failed, or a connection was refused
     EJECTED    up, but calls failed on it: left alone for a while
+
+A suspect is not used while others are; its first word, of whatever kind, ends the suspicion. The
+calls that fail on it meanwhile say nothing new, and do not eject it.
 
 Beside its state it may be in doubt: a connection was lost. That may be one connection's end or the
 replica's (behind a proxy, Docker's say, connections to a dead one are accepted and closed), so it
@@ -24,6 +28,7 @@ from router.config import HealthConfig
 class State(Enum):
     UNKNOWN = "unknown"
     HEALTHY = "healthy"
+    SUSPECT = "suspect"
     UNHEALTHY = "unhealthy"
     EJECTED = "ejected"
 
@@ -36,6 +41,8 @@ class Event(Enum):
     LOST = "connection lost"
     CALL_OK = "call ok"
     CALL_FAIL = "call failed"
+    SUSPECTED = "silent for too long"
+    HEARD = "heard of again"
     TIME_UP = "ejection over"
     NEW_GENERATION = "new generation"
 
@@ -62,6 +69,10 @@ class Health:
     @property
     def is_sure(self) -> bool:
         return self.state is State.HEALTHY and not self.is_doubted
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.state is State.SUSPECT
 
     @property
     def would_eject(self) -> bool:
@@ -133,6 +144,14 @@ def _call_failed(health: Health, now_s: float) -> State:
     return State.EJECTED
 
 
+def _suspected(health: Health, now_s: float) -> State:
+    return State.SUSPECT
+
+
+def _heard(health: Health, now_s: float) -> State:
+    return State.HEALTHY
+
+
 def _time_up(health: Health, now_s: float) -> State:
     health.passes = health.fails = 0
     return State.UNKNOWN if now_s >= health.ejected_until_s else State.EJECTED
@@ -168,6 +187,12 @@ TABLE: dict[tuple[State | None, Event], Callable[[Health, float], State]] = {
     (State.HEALTHY, Event.PROBE_LATE): _missed,
     (State.HEALTHY, Event.CALL_OK): _served,
     (State.HEALTHY, Event.CALL_FAIL): _call_failed,
+    (State.HEALTHY, Event.SUSPECTED): _suspected,
+    (State.SUSPECT, Event.HEARD): _heard,
+    (State.SUSPECT, Event.PROBE_OK): _still_healthy,
+    (State.SUSPECT, Event.PROBE_FAIL): _missed,
+    (State.SUSPECT, Event.PROBE_LATE): _missed,
+    (State.SUSPECT, Event.CALL_OK): _served,
     (State.EJECTED, Event.TIME_UP): _time_up,
     (None, Event.REFUSED): _refused,
     (None, Event.LOST): _lost,

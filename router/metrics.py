@@ -62,9 +62,13 @@ class Metrics:
         self._prompt = counter("prompt_tokens", "Prompt tokens of finished calls.", "model")
         self._generated = counter("generated_tokens", "Generated tokens.", "model")
         self._retries = counter("retries", "Attempts after the first.", "reason")
+        self._resumes = counter(
+            "resumes", "Streams that broke off: resumed, completed or refused.", "model", "outcome"
+        )
         self._sheds = counter("sheds", "Calls refused for load.", "reason")
         self._cancels = counter("cancellations", "Calls whose client left.", "phase")
         self._ejections = counter("ejections", "Ejections after failed calls.", "replica")
+        self._suspicions = counter("suspicions", "Busy replicas found silent.", "replica")
         self._attempts = counter("attempts", "Attempts at replicas.", "replica", "outcome")
         self._idle_s = counter(
             "idle_while_waiting_seconds", "Replica-seconds idle while calls waited.", "model"
@@ -89,6 +93,9 @@ class Metrics:
     def retried(self, reason: str) -> None:
         self._retries[reason].inc()
 
+    def resumed(self, model: str, outcome: str) -> None:
+        self._resumes[model, outcome].inc()
+
     def cancelled(self, phase: str) -> None:
         self._cancels[phase].inc()
 
@@ -97,6 +104,9 @@ class Metrics:
 
     def ejected(self, replica: Replica) -> None:
         self._ejections[self._label(replica)].inc()
+
+    def suspected(self, replica: Replica) -> None:
+        self._suspicions[self._label(replica)].inc()
 
     # ---- dispatcher.Observer ----
 

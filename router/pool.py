@@ -13,12 +13,14 @@ from router.config import HealthConfig
 from router.dialects import DIALECTS, EngineInfo
 from router.estimates import Estimates
 from router.health import Event, Health, State
+from router.pace import Pace
 from router.replica import LEAVING, Admin, Replica
 
 FIRST_START_S = 15.0
 """How long a start takes, until one was seen."""
 START_WEIGHT = 0.3
-ANSWERED = frozenset({State.HEALTHY, State.UNHEALTHY})
+SERVING = frozenset({State.HEALTHY, State.SUSPECT})
+ANSWERED = frozenset({State.HEALTHY, State.SUSPECT, State.UNHEALTHY})
 UNNAMED = "default"
 """The pool of replicas given by URL alone."""
 
@@ -60,6 +62,10 @@ class Pool:
         """How long a replica takes from its start to its first passed probe, learned."""
         self.look: Callable[[Replica], None] = lambda replica: None
         """Called when a probe is wanted at once: it tells whether the replica lives."""
+        self.busy: Callable[[Replica], None] = lambda replica: None
+        """Called when a replica gets a call after having had none."""
+        self.suspected: Callable[[Replica], None] = lambda replica: None
+        """Called when a replica turned suspect: its calls may be better off elsewhere."""
         self.word_since_s = -inf
         """Somebody waits for probes that began then or later."""
         self._config = config
@@ -145,6 +151,7 @@ class Pool:
             model=member.model,
             dialect=DIALECTS[member.dialect],
             health=Health(self._config),
+            pace=Pace(self._config.timeout_s),
             joined_s=self._clock(),
             admin=Admin.DRAINING if member.id in draining else Admin.ACTIVE,
         )
@@ -171,7 +178,7 @@ class Pool:
             return
         before, known = health.state, self._known(health)
         after = health.on(event, self._clock(), began_s)
-        if event is Event.LOST or (event is Event.REFUSED and before is State.HEALTHY):
+        if event is Event.LOST or (event is Event.REFUSED and before in SERVING):
             self._lost_s[replica.id] = self._clock()
         if event is Event.LOST:
             self.look(replica)
@@ -182,6 +189,8 @@ class Pool:
             self._time_start(replica)
             self._on_state_change(replica, before, after, reason)
         self.changed()
+        if after is State.SUSPECT and before is not after:
+            self.suspected(replica)
 
     def _known(self, health: Health) -> tuple[bool, bool, bool]:
         """What matters of it beside its state."""
@@ -201,12 +210,12 @@ class Pool:
         """Who is usable; kept on the replicas, because it is read at every decision.
 
         The healthy ones that are not in doubt. When there is none, those of which all that is known
-        is that they do not answer their probes: under load engines answer late, and the last one
-        standing gets everybody's load.
+        is that they are silent, be it to probes or altogether: under load engines answer late, and
+        the last one standing gets everybody's load.
         """
         active = [replica for replica in self if _may_take(replica)]
         sure = [r for r in active if r.health.is_sure]
-        silent = [r for r in active if r.health.is_silent and r.health.state in ANSWERED]
+        silent = [r for r in active if _is_merely_silent(r.health)]
         usable = set(sure or silent)
         for replica in self:
             replica.is_usable = replica in usable
@@ -230,6 +239,10 @@ def _may_take(replica: Replica) -> bool:
     """Neither an operator nor the launcher is taking it out."""
     is_leaving = replica.phase == LEAVING
     return replica.admin is Admin.ACTIVE and replica.port != 0 and not is_leaving
+
+
+def _is_merely_silent(health: Health) -> bool:
+    return health.is_suspect or (health.is_silent and health.state in ANSWERED)
 
 
 def _is_same(replica: Replica, member: Member) -> bool:

@@ -8,6 +8,7 @@ first calls meet the right limits.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 
 from router.config import HealthConfig
 from router.dialects import EngineInfo
@@ -23,6 +24,7 @@ from router.errors import (
 from router.health import Event, State
 from router.pool import Pool
 from router.replica import Replica
+from router.silence import SilenceWatch
 from router.tasks import Tasks
 from router.upstream import Upstream
 
@@ -40,6 +42,15 @@ NO_SUCH_PAGE = frozenset({404, 405, 501})
 KEY_HINTS = dict.fromkeys((401, 403), ": it wants the key that router.engine_api_key sets")
 
 
+@dataclass(frozen=True, slots=True)
+class _Watched:
+    """What looks after one replica."""
+
+    task: asyncio.Task[None]
+    wake: asyncio.Event
+    silence: SilenceWatch
+
+
 class Prober:
     def __init__(
         self, upstream: Upstream, config: HealthConfig, tasks: Tasks, clock: Callable[[], float]
@@ -48,21 +59,31 @@ class Prober:
         self._config = config
         self._tasks = tasks
         self._clock = clock
-        self._watched: dict[Replica, tuple[asyncio.Task[None], asyncio.Event]] = {}
+        self._watched: dict[Replica, _Watched] = {}
 
     def watch(self, pool: Pool, replica: Replica) -> None:
         wake = asyncio.Event()
         task = self._tasks.spawn(self._watch(pool, replica, wake), f"probe {replica.id}")
-        self._watched[replica] = (task, wake)
+        self._watched[replica] = _Watched(task, wake, SilenceWatch(pool, replica, wake.set))
 
     def forget(self, replica: Replica) -> None:
         if watched := self._watched.pop(replica, None):
-            watched[0].cancel()
+            watched.task.cancel()
+            watched.silence.close()
 
     def hurry(self, replica: Replica) -> None:
         """Something happened to it: look again at once, or soon if it was just found dead."""
         if watched := self._watched.get(replica):
-            watched[1].set()
+            watched.wake.set()
+
+    def busy(self, replica: Replica) -> None:
+        """It gets a call after having had none: from here on its silence means something."""
+        if watched := self._watched.get(replica):
+            watched.silence.busy()
+
+    def close(self) -> None:
+        for replica in list(self._watched):
+            self.forget(replica)
 
     async def _watch(self, pool: Pool, replica: Replica, wake: asyncio.Event) -> None:
         down_s, due_s = FIRST_DOWN_S, self._clock()
@@ -111,10 +132,12 @@ class Prober:
         started_s = self._clock()
         try:
             status, _ = await self._get(replica, replica.dialect.health_path)
+            self._learn_pace(replica, started_s)
             if status == 200 and replica.info is None:
                 await self._learn(pool, replica)
-        except NoSockets:
-            return  # our own want; it says nothing of the replica
+        except NoSockets:  # our own want; it says nothing of the replica
+            if watched := self._watched.get(replica):
+                watched.silence.not_asked()
         except ConnectTimeout as error:
             if not is_ejected:
                 pool.on_event(replica, Event.PROBE_LATE, error.message)
@@ -129,6 +152,11 @@ class Prober:
             event = Event.PROBE_OK if status == 200 else Event.PROBE_FAIL
             if not is_ejected:
                 pool.on_event(replica, event, f"health check answered {status}", started_s)
+
+    def _learn_pace(self, replica: Replica, started_s: float) -> None:
+        now_s = self._clock()
+        is_busy = replica.load.requests > 0
+        replica.pace.probe_answered(now_s, now_s - started_s, is_busy=is_busy)
 
     async def _learn(self, pool: Pool, replica: Replica) -> None:
         """Its limits; an engine that has no page to tell them is taken with the defaults.
@@ -163,6 +191,8 @@ class Prober:
 
     async def _get(self, replica: Replica, path: str) -> tuple[int, bytes]:
         timeout_s = self._config.timeout_s
+        if watched := self._watched.get(replica):
+            watched.silence.asked()
         error = UpstreamTimeout(f"no answer to {path} within {timeout_s:g} s")
         exchange = await self._upstream.send(
             replica, "GET", path, limit=(self._clock() + timeout_s, error)
@@ -178,7 +208,7 @@ def _verdict(replica: Replica, error: RouterError, started_s: float) -> Event:
     """What a probe that got no answer means: tokens that flowed meanwhile are as good as one."""
     if not isinstance(error, UpstreamTimeout):
         return Event.PROBE_FAIL
-    return Event.PROBE_OK if replica.progress_s >= started_s else Event.PROBE_LATE
+    return Event.PROBE_OK if replica.pace.heard_s >= started_s else Event.PROBE_LATE
 
 
 def _is_learning(replica: Replica) -> bool:

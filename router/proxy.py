@@ -1,16 +1,20 @@
 """One call, straight through: acquire -> open -> relay -> release -> retry?
 
-The only way back up is from a failed attempt to another one, and only until the first event has
-reached the client. What cannot be served is raised as a RouterError: the edge answers it. Nothing
-here knows how the call came in (edge) or what an engine's events mean (dialects).
+The only way back up is from a failed attempt to another one: for the whole answer until the first
+event has reached the client, and after that for the rest of it (`resume`). What cannot be served is
+raised as a RouterError: the edge answers it. Nothing here knows how the call came in (edge) or what
+an engine's events mean (dialects).
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from router.call import Call
-from router.config import RetryConfig, TimeoutConfig
+from router.config import ResumeConfig, RetryConfig, TimeoutConfig
+from router.dialects import Dialect
 from router.dispatcher import Dispatcher
 from router.edge import Client
 from router.errors import (
@@ -29,15 +33,30 @@ from router.exchange import MAX_HELD_BYTES, Exchange, Limit
 from router.health import Event
 from router.lease import Lease, Outcome, Report
 from router.metrics import Metrics
+from router.pool import Pool
 from router.record import Record
-from router.relay import Relay, StreamOpener, reply_headers
+from router.relay import Plain, Relay, StreamOpener, reply_headers
 from router.replica import Replica
-from router.retry import WAVE_S, Attempts, RetryBudget, Scene, Step, next_step, trial_step
+from router.resume import Ledger, NotResumable, Transcript
+from router.retry import (
+    PROGRESS_EVENTS,
+    WAVE_S,
+    Attempts,
+    RetryBudget,
+    Scene,
+    Step,
+    next_step,
+    trial_step,
+)
 from router.upstream import Upstream
 
 TOKENIZE_TIMEOUT_S = 30.0
 MAX_TOKENS_REPLY_BYTES = 16 * MAX_HELD_BYTES
 """A tokenizer's reply is many times its request."""
+
+
+COUNT_TIMEOUT_S = 2.0
+"""For the tokenizer to say how long a text is, before a stream is continued."""
 
 
 @dataclass(slots=True)
@@ -49,7 +68,14 @@ class Service:
     client: Client
     record: Record
     opener: StreamOpener
+    relay: Relay
+    wish: Call
+    """What is asked of the next replica: the call, or the rest of its answer."""
     attempts: Attempts = field(default_factory=Attempts)
+    broken: Transcript | None = None
+    """What the client has of an answer that broke off, to be continued."""
+    events_before: int = 0
+    """Events the client had when the attempt began."""
 
 
 class Proxy:
@@ -58,12 +84,14 @@ class Proxy:
         upstream: Upstream,
         timeouts: TimeoutConfig,
         retries: RetryConfig,
+        resume: ResumeConfig,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._upstream = upstream
         self._timeouts = timeouts
         self._retries = retries
+        self._resume = resume
         self._budget = RetryBudget(retries.budget_share)
         self._metrics = metrics
         self._clock = clock
@@ -74,53 +102,138 @@ class Proxy:
     ) -> None:
         """The client has its whole answer when this returns; raises RouterError when it cannot."""
         opener = StreamOpener(record, client, self._timeouts.stream_open_after_s)
+        relay = Relay(client, Ledger(partial(self._transcript, call, dispatcher.pool)))
         try:
-            await self._attempts(Service(call, dispatcher, client, record, opener))
+            await self._attempts(Service(call, dispatcher, client, record, opener, relay, call))
         finally:
             opener.close()
         self._budget.earn()
+
+    def _transcript(self, call: Call, pool: Pool) -> Transcript:
+        """Raises NotResumable."""
+        if not self._resume.enabled:
+            raise NotResumable("that is switched off (router.resume.enabled)")
+        return pool.dialect.transcript(call, pool.info, seeded=self._resume.seeded)
 
     async def _attempts(self, service: Service) -> None:
         record, attempts = service.record, service.attempts
         step: Step | None = None
         while True:
             record.phase = "queue"
+            service.opener.watch()
             lease = await service.dispatcher.acquire(
-                service.call, attempts, is_retry=step is not None, at_head=step is not Step.AGAIN
+                service.wish, attempts, is_retry=step is not None, at_head=step is not Step.AGAIN
             )
             attempts.count = record.attempts = attempts.count + 1
             record.queue_s += lease.waited_s
             record.replica = lease.replica.id
+            service.events_before = service.relay.events
             try:
                 await self._attempt(service, lease)
                 return
             except RouterError as error:
                 step = self._after(service, lease, error)
+                if step is Step.GIVE_UP:
+                    return self._give_up(service, error)
             if step is Step.ALONE:
                 step = await self._quiet(service)
+            elif step is Step.COMPLETE:
+                return await self._completed(service)
 
     def _after(self, service: Service, lease: Lease, error: RouterError) -> Step:
-        """How to go on after a failed attempt; raises what the client is told if not at all."""
+        """How to go on after a failed attempt; raises PoisonCall when the call is the cause."""
+        if error.retry is Retry.NEVER:
+            return Step.GIVE_UP
+        if service.record.is_committed:
+            service.broken = self._broken(service, error)
+            if service.broken is not None and service.broken.is_finished:
+                return Step.COMPLETE
+        step = self._next_step(service, lease, error)
+        if step is Step.REFUSE:
+            raise PoisonCall(
+                f"refused: {service.attempts.deaths} replicas died while they served this call"
+            ) from error
+        if step is Step.GIVE_UP or self._clock() >= service.call.deadline_s:
+            return Step.GIVE_UP
+        if not service.attempts.was_shed:
+            service.attempts.excluded |= {lease.replica.id}
+        self._metrics.retried(type(error).__name__)
+        return step
+
+    def _next_step(self, service: Service, lease: Lease, error: RouterError) -> Step:
         attempts = service.attempts
+        if service.relay.events - service.events_before >= PROGRESS_EVENTS:
+            attempts.got_further()
         slots = max((replica.room.requests for replica in service.dispatcher.pool), default=0)
         self._budget.burst = max(16.0, slots)
         scene = Scene(
             replica=lease.replica.id,
             now_s=self._clock(),
             lost=self._lost(service),
-            is_committed=service.record.is_committed,
+            is_stuck=service.record.is_committed and service.broken is None,
         )
-        step = next_step(error, attempts, self._budget, self._retries, scene)
-        if step is Step.REFUSE:
-            raise PoisonCall(
-                f"refused: {attempts.deaths} replicas died while they served this call"
-            ) from error
-        if step is Step.GIVE_UP or self._clock() >= service.call.deadline_s:
+        return next_step(error, attempts, self._budget, self._retries, scene)
+
+    # ---- an answer that broke off ----
+
+    def _broken(self, service: Service, error: RouterError) -> Transcript | None:
+        """What the client has, if the rest can be asked elsewhere; else the error says why not."""
+        try:
+            if not service.record.is_stream:
+                raise NotResumable("it is no stream")
+            transcript = service.relay.ledger.transcript()
+            if not transcript.is_finished:
+                service.wish = transcript.continued(None).call
+        except NotResumable as refusal:
+            self._metrics.resumed(service.record.model, "refused")
+            error.because(f"the answer cannot be continued elsewhere: {refusal}")
+            return None
+        return transcript
+
+    async def _completed(self, service: Service) -> None:
+        """All was generated; what the stream lacks of its end is said by the router."""
+        assert service.broken is not None
+        counted = None
+        for replica in service.dispatcher.pool:
+            if replica.is_usable and counted is None:
+                with contextlib.suppress(RouterError):
+                    counted = await self._counted(service.broken, replica)
+        if words := service.broken.last_words(counted):
+            service.client.write(words)
+        service.client.end()
+        service.record.events = service.relay.events
+        self._metrics.resumed(service.record.model, "completed")
+
+    def _give_up(self, service: Service, error: RouterError) -> None:
+        """Raises the error, unless the engine has told it to the client in its own words."""
+        if not service.relay.unsent:
             raise error
-        if not attempts.was_shed:
-            attempts.excluded |= {lease.replica.id}
-        self._metrics.retried(type(error).__name__)
-        return step
+        service.record.error = error
+        service.client.write(service.relay.unsent)
+        service.client.end()
+
+    async def _counted(self, broken: Transcript, replica: Replica) -> int | None:
+        """Asks the replica what the transcript wants to know; None where it does not tell.
+
+        Raises RouterError when the replica fails.
+        """
+        question = broken.question()
+        if question is None:
+            return None
+        error = UpstreamTimeout(f"{replica.id} did not tokenize in time")
+        exchange = await self._upstream.send(
+            replica,
+            "POST",
+            question.path,
+            body=question.body,
+            limit=(self._clock() + COUNT_TIMEOUT_S, error),
+            max_held_bytes=MAX_TOKENS_REPLY_BYTES,
+        )
+        try:
+            is_answer = exchange.head is not None and exchange.head.status == 200
+            return replica.dialect.counted(exchange.body()) if is_answer else None
+        finally:
+            exchange.close()
 
     async def _quiet(self, service: Service) -> Step:
         """A suspect waits a moment before its trial: if all replicas are dying, that shows."""
@@ -140,7 +253,7 @@ class Proxy:
         outcome, exchange = Outcome.ABANDONED, None
         try:
             record.phase = "prefill"
-            exchange = await self._open(service.call, lease)
+            exchange = await self._open(service, lease)
             service.opener.close()
             record.phase = "relay"
             record.report = await self._relay(service, lease, exchange)
@@ -158,11 +271,25 @@ class Proxy:
             if outcome is Outcome.DONE:
                 pool.on_event(lease.replica, Event.CALL_OK, "call served")
             self._metrics.attempted(lease.replica, outcome.value)
-            report = record.report if outcome is Outcome.DONE else Report()
-            service.dispatcher.release(lease, outcome, report)
+            service.dispatcher.release(lease, outcome, self._learned(service, outcome))
 
-    async def _open(self, call: Call, lease: Lease) -> Exchange:
+    def _learned(self, service: Service, outcome: Outcome) -> Report:
+        """What the attempt teaches: of a continued answer, only its own part."""
+        report = service.record.report
+        if outcome is not Outcome.DONE:
+            return Report()
+        if service.broken is None:
+            return report
+        return Report(generated_tokens=max(1, service.relay.events - service.events_before))
+
+    async def _open(self, service: Service, lease: Lease) -> Exchange:
         """The request sent and its reply judged: what comes back may be relayed."""
+        call, seam = service.call, None
+        if service.broken is not None:
+            counted = await self._counted(service.broken, lease.replica)
+            continuation = service.broken.continued(counted)
+            call, seam = continuation.call, continuation.seam
+        service.relay.begin(lease.replica.dialect, seam)
         exchange = await self._upstream.send(
             lease.replica, "POST", call.route, call.headers, call.body, limit=self._limit(call)
         )
@@ -190,7 +317,7 @@ class Proxy:
             event = exchange.first_event()
             if not event:
                 return UpstreamBroken("the replica ended its stream before the first event")
-            return dialect.first_event(event)
+            return dialect.failure(event)
         if not exchange.is_done:
             return None  # too large to hold: its length is the only check left
         return dialect.refusal(head.status, dict(head.fields), exchange.body(), call.route)
@@ -201,13 +328,14 @@ class Proxy:
         record, client, dialect = service.record, service.client, lease.replica.dialect
         head = exchange.head
         assert head is not None
-        record.is_committed = True
-        record.first_event_s = self._clock() - record.arrived_s
+        if not record.is_committed:
+            record.is_committed = True
+            record.first_event_s = self._clock() - record.arrived_s
         if exchange.is_stream:
             service.dispatcher.first_token(lease)
             return await self._relay_stream(service, lease, exchange)
-        if client.has_started:  # the head went out while it waited: only an error can follow
-            raise dialect.refused(head.status, exchange.body())
+        if client.has_started:  # the head is out: only events can follow, or an error
+            raise self._no_stream(dialect, exchange)
         record.status = head.status
         if head.status >= 400 and exchange.is_done:
             record.told = dialect.refused(head.status, exchange.body())
@@ -218,7 +346,7 @@ class Proxy:
             return report
         client.start(head.status, reply_headers(head, record))
         try:
-            await self._forward(service.call, exchange, Relay(client))
+            await self._forward(service.call, exchange, Plain(client))
         except RouterError:
             client.cut()  # no error can be put into half a document
             raise
@@ -232,7 +360,9 @@ class Proxy:
         if not client.has_started:
             record.status = exchange.head.status
             client.start(record.status, reply_headers(exchange.head, record))
-        relay = Relay(client)
+        relay = service.relay
+        if lease.alone:
+            relay.when_further(PROGRESS_EVENTS, partial(self._cleared, service, lease))
         try:
             await self._forward(service.call, exchange, relay)
         except asyncio.CancelledError:
@@ -240,10 +370,26 @@ class Proxy:
             raise
         finally:
             record.events = relay.events
+            if not exchange.is_aligned:
+                relay.ledger.give_up("one of its events was too large to be kept")
         if exchange.tail or not self._ended(service, lease, relay, first_token_s):
             raise UpstreamBroken("the replica ended its stream before the answer was whole")
         client.end()
+        if service.broken is not None:
+            self._metrics.resumed(record.model, "resumed")
         return record.report
+
+    def _no_stream(self, dialect: Dialect, exchange: Exchange) -> RouterError:
+        """What a whole reply to a stream's call means once its client has a head."""
+        assert exchange.head is not None
+        if exchange.head.status < 400:
+            return UpstreamBroken("the replica answered a stream's call with no stream")
+        return dialect.refused(exchange.head.status, exchange.body())
+
+    def _cleared(self, service: Service, lease: Lease) -> None:
+        """A suspect that got further than it ever did need not be alone any more."""
+        service.attempts.got_further()
+        service.dispatcher.share(lease)
 
     def _ended(self, service: Service, lease: Lease, relay: Relay, first_token_s: float) -> bool:
         """Whether the last word is out; if so, what it was is on the record."""
@@ -252,24 +398,27 @@ class Proxy:
         if not ending.is_whole:
             return False
         record.error = ending.error
+        if ending.error is not None and record.is_stream:
+            self._metrics.resumed(record.model, "refused")
         tokens = ending.generated_tokens or max(0, relay.events - ending.other_events)
         spent_s = self._clock() - lease.granted_s - first_token_s
+        is_one = service.broken is None  # of several parts, the pauses between would count
         record.report = Report(
             prompt_tokens=ending.prompt_tokens,
             generated_tokens=tokens,
             first_token_s=first_token_s,
-            between_tokens_s=spent_s / (tokens - 1) if tokens > 1 else None,
+            between_tokens_s=spent_s / (tokens - 1) if is_one and tokens > 1 else None,
         )
         return True
 
-    async def _forward(self, call: Call, exchange: Exchange, relay: Relay) -> None:
+    async def _forward(self, call: Call, exchange: Exchange, sink: Relay | Plain) -> None:
         """Until the replica has sent everything and the client has taken it."""
         silence_s = self._timeouts.between_events_s
         while True:
-            await exchange.forwarded(relay, silence_s, call.deadline_s)
+            await exchange.forwarded(sink, silence_s, call.deadline_s)
             if not exchange.is_paused:
                 return
-            await relay.client.drain(silence_s)
+            await sink.client.drain(silence_s)
             exchange.resume()
 
     # ---- after an attempt ----

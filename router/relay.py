@@ -1,15 +1,18 @@
 """A reply on its way to the client: its header fields, its events, and what keeps it open.
 
-Nothing here parses an event; the proxy asks the dialect what the last ones meant.
+No event is parsed here while nothing fails; the proxy asks the dialect what the last ones meant.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from router import sse
+from router.dialects import Dialect
 from router.edge import Client
-from router.errors import RouterError
+from router.errors import RouterError, UpstreamRefusal
 from router.exchange import Head
 from router.record import Record
+from router.resume import Ledger, NotResumable, Seam
 
 COMMENT_EVERY_S = 15.0
 HOP_BY_HOP = frozenset(
@@ -24,27 +27,107 @@ NOT_PASSED_ON = ("access-control-", "x-fleet-")
 
 
 class Relay:
-    """Where a stream's events go: to the client, counted."""
+    """Where a stream's events go: to the client, counted, and kept in case it breaks off.
 
-    __slots__ = ("_before", "_last", "client", "events")
+    One for all attempts of a call. Once a replica has failed, what the next one sends passes
+    through a seam, which makes it follow what the client has.
+    """
 
-    def __init__(self, client: Client) -> None:
+    __slots__ = (
+        *("_before", "_dialect", "_further_at", "_last", "_on_further", "_seam"),
+        *("client", "events", "failure", "is_over", "ledger", "unsent"),
+    )
+
+    def __init__(self, client: Client, ledger: Ledger) -> None:
         self.client = client
+        self.ledger = ledger
         self.events = 0
+        self.failure: RouterError | None = None
+        """What an event of the engine's own said."""
+        self.unsent = b""
+        """That event and what followed, for a client that cannot be helped otherwise."""
+        self.is_over = False
+        """The router has ended the answer: no more is wanted of the replica."""
+        self._dialect: Dialect | None = None
+        self._further_at = 0
+        self._on_further: Callable[[], None] | None = None
+        self._seam: Seam | None = None
         self._before = b""
         self._last = b""
 
+    def begin(self, dialect: Dialect, seam: Seam | None) -> None:
+        """Another replica's events from here on."""
+        self._dialect, self._seam, self._on_further = dialect, seam, None
+        self.failure, self.unsent = None, b""
+
+    def when_further(self, events: int, then: Callable[[], None]) -> None:
+        """Calls `then` once so many more events have passed."""
+        self._further_at, self._on_further = self.events + events, then
+
     def forward(self, events: bytes) -> bool:
+        if self.failure is not None or b'"error"' in events or b"error:" in events:
+            events = self._up_to_failure(events)
+        if self._seam is not None:
+            events = self._mended(self._seam, events)
+        if not events:
+            return True
         count = events.count(b"data:")
         if count or b"error:" in events:  # comments alone end nothing
             self.events += count
             self._before, self._last = self._last, events
+            self.ledger.add(events)
+            if self._on_further is not None and self.events >= self._further_at:
+                self._on_further()
+                self._on_further = None
         return self.client.write(events)
+
+    def _up_to_failure(self, events: bytes) -> bytes:
+        """What comes before an engine's own error; the rest is held back if that may help."""
+        if self.failure is not None:
+            self.unsent += events
+            return b""
+        if not self.ledger.is_resumable:
+            return events
+        assert self._dialect is not None
+        good, rest = b"", events
+        while rest:
+            end = sse.end_of_first(rest)
+            event, rest = rest[:end], rest[end:]
+            self.failure = self._dialect.failure(event.strip())
+            if self.failure is not None:
+                self.unsent = event + rest
+                break
+            good += event
+        return good
+
+    def _mended(self, seam: Seam, events: bytes) -> bytes:
+        try:
+            mended = seam.mend(events)
+        except NotResumable as refusal:
+            self.failure = UpstreamRefusal(
+                f"the answer broke off: {refusal}", status=502, error_type="incomplete_generation"
+            )
+            return b""
+        self.is_over = seam.is_over
+        return mended
 
     @property
     def last(self) -> bytes:
         """The last events; those of two reads, as an error and its [DONE] may come apart."""
         return self._before + self._last
+
+
+class Plain:
+    """A reply of any other kind, too large to be held: its bytes go through as they are."""
+
+    failure: RouterError | None = None
+    is_over = False
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def forward(self, data: bytes) -> bool:
+        return self.client.write(data)
 
 
 class StreamOpener:
@@ -53,10 +136,13 @@ class StreamOpener:
     def __init__(self, record: Record, client: Client, after_s: float) -> None:
         self._client = client
         self._record = record
+        self._after_s = after_s
         self._timer: asyncio.TimerHandle | None = None
-        if record.is_stream:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(after_s, self._tick)
+
+    def watch(self) -> None:
+        """A stream's wait begins, or goes on."""
+        if self._record.is_stream and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._after_s, self._tick)
 
     def _tick(self) -> None:
         if not self._client.has_started:

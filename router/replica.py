@@ -1,7 +1,7 @@
 """One running model server as the router sees it.
 
-Who writes what: the dispatcher `load`, `room` and `alone`; the pool everything else. Policies and
-the admin page only read.
+Who writes what: the dispatcher `load`, `room` and `alone`; `pace` whoever hears of the replica; the
+pool everything else. Policies and the admin page only read.
 """
 
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from router.call import Cost
 from router.health import Health
+from router.pace import Pace
 from router.room import Load, Room
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ class Replica:
     """It passed a probe in this generation."""
     is_gone: bool = False
     """No longer in the list, or replaced by a later generation of itself."""
-    progress_s: float = 0.0
-    """When it last sent anything of a reply: as good as a passed probe."""
+    pace: Pace = field(default_factory=Pace)
+    """How long it is normally silent, and when it last spoke."""
     alone: bool = False
     """It runs a suspect call and takes nothing beside it."""
     is_usable: bool = False

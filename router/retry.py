@@ -1,9 +1,10 @@
 """Whether a failed attempt is followed by another, and how. Pure.
 
-Generation has no side effects, so as long as the client has received no event, another replica may
-be asked without anybody noticing. What that costs depends on whose fault it was (`errors.Retry`):
+Generation has no side effects, so another replica may be asked without anybody noticing: from the
+start as long as the client has received no event, and after that for the rest of the answer, where
+a stream can be continued (`resume`). What that costs depends on whose fault it was:
 
- 1. the client has received an event, or the error allows no retry: give up;
+ 1. the stream cannot be continued, or the error allows no retry: give up;
  2. the replica is full: ask elsewhere, as often as the deadline allows;
  3. the replica died: back to the head of the queue; but a call that was in flight at
     `max_deaths` deaths is a suspect and is tried alone, and if that replica dies too, refused.
@@ -11,6 +12,10 @@ be asked without anybody noticing. What that costs depends on whose fault it was
     and a death proves little while replicas die that did not have the call: the machine's, the
     Docker Engine's or somebody's doing. Such deaths are excused, but not for ever;
  4. a fault or a time-out, for which the call may be to blame: costs retry budget.
+
+A call that got further in an attempt is not to blame for what came before: its record is clean
+again. So a long stream survives any number of replicas, and a suspect is alone only until it has
+shown that it does no harm.
 """
 
 from dataclasses import dataclass
@@ -24,6 +29,8 @@ WAVE_S = 5.0
 QUIET_S = 1.0
 """Between a suspect's last death and its trial: replicas that are killed one by one are all dead
 then, and no trial is held on the next one in turn."""
+PROGRESS_EVENTS = 8
+"""An attempt that brought so many events got further."""
 MAX_EXCUSES = 2
 """So many more replicas may a call kill that comes in bad company."""
 
@@ -34,6 +41,7 @@ class Step(Enum):
     AGAIN_FIRST = "again, first in the queue"
     ALONE = "again, with a replica to itself"
     REFUSE = "refuse as poison"
+    COMPLETE = "say what its end lacks"
 
 
 @dataclass(slots=True)
@@ -55,6 +63,11 @@ class Attempts:
     has_blamed: bool = False
     """One call blames at most one replica."""
 
+    def got_further(self) -> None:
+        self.budgeted, self.deaths, self.excuses = 1, 0, 0
+        self.alone = self.has_blamed = False
+        self.died_with = frozenset()
+
 
 @dataclass(frozen=True, slots=True)
 class Scene:
@@ -64,8 +77,8 @@ class Scene:
     now_s: float
     lost: frozenset[str]
     """The replicas of the pool that were lost within WAVE_S."""
-    is_committed: bool
-    """The client has received an event."""
+    is_stuck: bool
+    """The client has received a part, and the rest cannot be asked elsewhere."""
 
 
 class RetryBudget:
@@ -95,7 +108,7 @@ def next_step(
     scene: Scene,
 ) -> Step:
     """Decides; counts what it decided on `attempts` and `budget`."""
-    if scene.is_committed or error.retry is Retry.NEVER:
+    if scene.is_stuck or error.retry is Retry.NEVER:
         return Step.GIVE_UP
     attempts.was_shed = error.retry is Retry.ELSEWHERE
     if attempts.was_shed:

@@ -45,6 +45,12 @@ def _end_of_last_event(data: bytes) -> int:
     return lf + 2 if lf > crlf else crlf + 3
 
 
+def end_of_first(data: bytes) -> int:
+    """One past the first event's blank line; all of it when there is none."""
+    ends = [at + len(mark) for mark in (b"\n\n", b"\n\r\n") if (at := data.find(mark)) >= 0]
+    return min(ends, default=len(data))
+
+
 def events(data: bytes) -> list[bytes]:
     """The whole events in `data`, comments left out, each without its blank line."""
     blocks = data.replace(b"\r\n", b"\n").split(b"\n\n")

@@ -139,6 +139,19 @@ class RetryConfig(StrictModel):
     )
 
 
+class ResumeConfig(StrictModel):
+    """Streams whose replica fails in mid-answer: another one continues them, unseen."""
+
+    enabled: bool = Field(
+        True, description="Whether they are; else they end in an error event, as all others do."
+    )
+    seeded: bool = Field(
+        False,
+        description="Also calls that are sampled with a seed of the client's own: what follows is "
+        "another draw, so that the same seed no longer gives the same text.",
+    )
+
+
 class AdminConfig(StrictModel):
     """The admin API: on a unix socket in the state folder, and on a loopback port if wanted."""
 
@@ -169,6 +182,7 @@ class RouterConfig(StrictModel):
     timeouts: TimeoutConfig = TimeoutConfig()
     health: HealthConfig = HealthConfig()
     retries: RetryConfig = RetryConfig()
+    resume: ResumeConfig = ResumeConfig()
     admin: AdminConfig = AdminConfig()
     max_body_bytes: int = Field(
         32 * 1024**2, ge=1024, description="Largest request body, in bytes; larger ones get 413."

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from router.call import Ask, Cost
+from router.call import Ask, Call, Cost
 from router.errors import RouterError
 from router.estimates import Estimates
 from router.lease import Report
+from router.resume import Transcript
 from router.room import Capacity
 
 
@@ -81,8 +82,8 @@ class Dialect(Protocol):
         """A whole 4xx reply as an error, for a stream whose head is out already."""
         ...
 
-    def first_event(self, event: bytes) -> RouterError | None:
-        """What a stream's first event means when it is no token; None: relay."""
+    def failure(self, event: bytes) -> RouterError | None:
+        """What a stream's event means when it tells that the replica failed; None: relay it."""
         ...
 
     def report(self, headers: Mapping[str, str], body: bytes) -> Report:
@@ -91,4 +92,15 @@ class Dialect(Protocol):
 
     def ending(self, path: str, last_events: bytes) -> Ending:
         """Whether a stream that ended so is whole, and what its last events tell."""
+        ...
+
+    def transcript(self, call: Call, info: EngineInfo, *, seeded: bool) -> Transcript:
+        """Reads what the call's client has received, to continue it with another replica.
+
+        `seeded`: sampled calls with a seed are continued as well. Raises NotResumable.
+        """
+        ...
+
+    def counted(self, answer: bytes) -> int | None:
+        """The number of tokens that a transcript's question was answered with."""
         ...

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from router import sse
-from router.call import Ask, Cost
+from router.call import Ask, Call, Cost
 from router.dialects.base import Ending, EngineInfo
+from router.dialects.chunks import ChunkTranscript, Manner
 from router.dialects.fields import an_object, count, looks_whole, objects, parsed
 from router.errors import (
     ReplicaLoading,
@@ -31,6 +32,7 @@ from router.errors import (
 )
 from router.estimates import Estimates
 from router.lease import Report
+from router.resume import NotResumable, Transcript
 from router.room import Capacity
 
 ROUTES = frozenset(
@@ -68,6 +70,11 @@ QUEUED = re.compile(
     re.MULTILINE,
 )
 """One line per engine behind the endpoint. Swapped calls (V0) wait as well."""
+
+CONTINUED = ("/v1/chat/completions", "/v1/completions")
+VLLM = Manner(trims=True, token_each=False, is_told_to_continue=True)
+LLAMA = Manner(trims=False, token_each=False)
+"""How the two stream chunks; Aphrodite is as vLLM."""
 
 LAST_TYPES = ("message_stop", "response.completed", "response.incomplete", "response.cancelled")
 """How /v1/messages and /v1/responses end, in place of [DONE] or before it."""
@@ -161,7 +168,7 @@ class OpenAiDialect:
         kind = told.kind or "validation"
         return UpstreamRefusal(told.message, status=status, error_type=kind)
 
-    def first_event(self, event: bytes) -> RouterError | None:
+    def failure(self, event: bytes) -> RouterError | None:
         if b"error" not in event:
             return None
         data = _data(event)
@@ -192,6 +199,17 @@ class OpenAiDialect:
             others += not _has_token(event)
             is_whole = is_whole or data == b"[DONE]" or _is_last(event)
         return Ending(is_whole, None, prompt, generated, others)
+
+    def transcript(self, call: Call, info: EngineInfo, *, seeded: bool) -> Transcript:
+        if call.route not in CONTINUED:
+            raise NotResumable(f"streams of {call.route} cannot be continued")
+        return ChunkTranscript(call, VLLM if info.preempts else LLAMA, seeded=seeded)
+
+    def counted(self, answer: bytes) -> int | None:
+        """vLLM's /tokenize says how many, llama-server's only which."""
+        told = parsed(answer)
+        tokens = told.get("tokens")
+        return count(told, "count") or (len(tokens) if isinstance(tokens, list) else None)
 
 
 # ---- what it tells ----

@@ -9,10 +9,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from router import sse
-from router.call import Ask, Cost
+from router.call import Ask, Call, Cost
 from router.dialects.base import Ending, EngineInfo
+from router.dialects.chunks import ChunkTranscript, Manner
 from router.dialects.fields import an_object, count, looks_whole, parsed, whole
+from router.dialects.tgi_tokens import DEFAULT_NEW_TOKENS, TokenTranscript
 from router.errors import (
     RouterError,
     UpstreamBroken,
@@ -22,6 +26,7 @@ from router.errors import (
 )
 from router.estimates import Estimates
 from router.lease import Report
+from router.resume import NotResumable, Transcript
 from router.room import DEFAULT_PERMITS, Capacity
 
 ROUTES = frozenset(
@@ -36,8 +41,8 @@ whose length the call does not say."""
 SLICE_TOKENS = 1024
 DEFAULT_SEQUENCES = 4
 """TGI's own default for prompts per call; best_of may be 2."""
-DEFAULT_NEW_TOKENS = 100
-"""max_new_tokens when absent, below 3.0."""
+CHATS_CONTINUED = (3,)
+"""From this version a last message of the assistant's is continued, not answered."""
 IMAGE_TOKENS = 1500
 """What an image is counted as: never the length of its base64."""
 QUEUE_SIZE = re.compile(rb"^tgi_queue_size (\S+)", re.MULTILINE)
@@ -144,7 +149,7 @@ class TgiDialect:
         message, error_type = _error_of(body, untyped="validation")
         return UpstreamRefusal(message, status=status, error_type=error_type)
 
-    def first_event(self, event: bytes) -> RouterError | None:
+    def failure(self, event: bytes) -> RouterError | None:
         if b'"error"' not in event:
             return None
         body = sse.payload(event)
@@ -168,6 +173,39 @@ class TgiDialect:
         last = [sse.payload(event) for event in sse.events(last_events)[-3:]]
         is_openai = path.startswith("/v1/") or any(map(_is_openai, last))
         return _openai_ending(last) if is_openai else _tgi_ending(last)
+
+    def transcript(self, call: Call, info: EngineInfo, *, seeded: bool) -> Transcript:
+        values = parsed(call.body)
+        if "inputs" in values:
+            return TokenTranscript(call, info, seeded=seeded)
+        is_chat = "messages" in values
+        if is_chat and info.version < CHATS_CONTINUED:
+            raise NotResumable("TGI continues chats from 3.0 on")
+        return ChunkTranscript(call, _manner(info.version, is_chat=is_chat), seeded=seeded)
+
+    def counted(self, answer: bytes) -> int | None:
+        """/tokenize answers with an array, /chat_tokenize with one inside an object."""
+        try:
+            told = orjson.loads(answer)
+        except orjson.JSONDecodeError:
+            return None
+        tokens = told.get("tokenize_response") if isinstance(told, dict) else told
+        return len(tokens) if isinstance(tokens, list) else None
+
+
+def _manner(version: tuple[int, ...], *, is_chat: bool) -> Manner:
+    """How TGI of this version streams chunks."""
+    tells = version >= (2, 3)
+    return Manner(
+        trims=True,
+        token_each=True,
+        finds_stops=False,
+        ends_with_done=version >= (2, 2),
+        has_usage_chunk=is_chat and version >= (3, 2),
+        tells_usage=tells and not is_chat,
+        default_max_tokens=DEFAULT_NEW_TOKENS if version < (3,) else None,
+        count_prompt="/chat_tokenize" if is_chat else "/tokenize",
+    )
 
 
 def _tgi_ending(last: list[bytes]) -> Ending:

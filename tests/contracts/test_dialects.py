@@ -104,7 +104,7 @@ def test_any_reply_is_judged(name, status, body, content_type):
 @given(event=BYTES, prefix=st.sampled_from([b"data:", b"data: ", b""]))
 @TUNED
 def test_any_first_event_is_judged(name, event, prefix):
-    judged = DIALECTS[name].first_event(prefix + event)
+    judged = DIALECTS[name].failure(prefix + event)
     assert judged is None or isinstance(judged, RouterError)
 
 

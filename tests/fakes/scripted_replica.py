@@ -64,6 +64,8 @@ class ScriptedReplica:
     def __init__(self, name: str = "replica") -> None:
         self.name = name
         self.requests: list[Request] = []
+        self.probes = 0
+        """Requests for /health."""
         self.connections = 0
         self.health: list[Step] = [reply(b"")]
         self.info: list[Step] = [reply(json.dumps(INFO).encode())]
@@ -141,6 +143,7 @@ class ScriptedReplica:
     def script_for(self, request: Request) -> Sequence[Step]:
         aside = {"/health": self.health, "/info": self.info, "/metrics": self.metrics, **self.pages}
         if request.method == "GET" and request.path in aside:
+            self.probes += request.path == "/health"
             return aside[request.path]
         self.requests.append(request)
         return self._scripts.popleft() if self._scripts else self.otherwise

@@ -147,6 +147,12 @@ async def openai_app(app, openai_replicas):
     return make
 
 
+@pytest.fixture(scope="session")
+def tgi():
+    """`tgi("3.3.5", "bpe")`: what the simulator of that version streams, as a function."""
+    return load_fake("pure_tgi").PureTgi
+
+
 @pytest.fixture
 def faults():
     """The module of the fault proxy."""

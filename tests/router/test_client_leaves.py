@@ -201,7 +201,7 @@ async def test_leaving_at_the_last_word_is_no_cancellation(app, wire, until, how
 
 async def test_leaving_at_an_error_does_not_excuse_the_engine(app, wire, until):
     """A client raises what an error event says, and is gone before the stream's end."""
-    rig = await app()
+    rig = await app(resume={"enabled": False})
     error = wire.error_event("Request failed during generation: CUDA", "generation")
     rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.token(1) + error), wire.STALL)
     client = await rig.client()

@@ -472,7 +472,7 @@ IN_BAND = {
 @pytest.mark.parametrize("name", [name for name in IN_BAND if "early" not in name])
 def test_an_error_inside_a_stream_is_the_engines_in_every_shape(name):
     for judged in (
-        OPENAI.first_event(IN_BAND[name].strip()),
+        OPENAI.failure(IN_BAND[name].strip()),
         ending(chunk("a"), IN_BAND[name]).error,
         ending(chunk("a"), IN_BAND[name], DONE).error,
     ):
@@ -484,22 +484,22 @@ def test_an_error_inside_a_stream_is_the_engines_in_every_shape(name):
 def test_llama_servers_own_field_for_errors_is_read():
     """Its value has no `error` around it."""
     bare = IN_BAND["llama-server, early 2025"]
-    assert isinstance(OPENAI.first_event(bare.strip()), UpstreamFault)
+    assert isinstance(OPENAI.failure(bare.strip()), UpstreamFault)
     assert isinstance(ending(chunk("a"), bare).error, UpstreamFault)
 
 
 @pytest.mark.parametrize("kind", ["invalid_request_error", "exceed_context_size_error"])
 def test_what_llama_server_says_in_band_of_a_wrong_call_is_relayed(kind):
     bad = event({"error": {"code": 400, "message": "too long", "type": kind}})
-    assert OPENAI.first_event(bad.strip()) is None
+    assert OPENAI.failure(bad.strip()) is None
     error = ending(bad).error
     assert isinstance(error, UpstreamRefusal)
     assert (error.status, error.message) == (400, "too long")
 
 
 def test_overload_and_loading_as_first_events():
-    assert isinstance(OPENAI.first_event(event(QUEUE_FULL).strip()), UpstreamShed)
-    assert isinstance(OPENAI.first_event(event(LOADING).strip()), ReplicaLoading)
+    assert isinstance(OPENAI.failure(event(QUEUE_FULL).strip()), UpstreamShed)
+    assert isinstance(OPENAI.failure(event(LOADING).strip()), ReplicaLoading)
 
 
 @pytest.mark.parametrize(
@@ -512,4 +512,4 @@ def test_overload_and_loading_as_first_events():
     ],
 )
 def test_other_first_events_are_relayed(first):
-    assert OPENAI.first_event(first.strip()) is None
+    assert OPENAI.failure(first.strip()) is None

@@ -341,7 +341,7 @@ CHUNK = b'data: {"choices":[{"index":0,"delta":{"content":"\\"error\\""},"finish
 
 @pytest.mark.parametrize("event", [OVERLOADED_A, OVERLOADED_B, OVERLOADED_V1])
 def test_overload_as_a_first_event_is_a_shed(event):
-    found = TGI.first_event(event)
+    found = TGI.failure(event)
     assert type(found) is UpstreamShed
     assert found.retry is Retry.ELSEWHERE
     assert not found.hurts_health
@@ -349,7 +349,7 @@ def test_overload_as_a_first_event_is_a_shed(event):
 
 @pytest.mark.parametrize("event", [FAULT_A, FAULT_A.replace(b"data:", b"data: "), FAULT_V1])
 def test_a_failed_generation_as_a_first_event_is_a_fault(event):
-    found = TGI.first_event(event)
+    found = TGI.failure(event)
     assert type(found) is UpstreamFault
     assert FAULT in found.message
 
@@ -363,24 +363,24 @@ def test_a_failed_generation_as_a_first_event_is_a_fault(event):
     ],
 )
 def test_an_incomplete_generation_is_a_fault(event):
-    assert type(TGI.first_event(event)) is UpstreamFault
+    assert type(TGI.failure(event)) is UpstreamFault
 
 
 @pytest.mark.parametrize("event", [INVALID_A, INVALID_A.replace(b"data:", b"data: "), INVALID_V1])
 def test_a_wrong_call_is_the_clients_to_see_and_blames_nobody(event):
-    assert TGI.first_event(event) is None
+    assert TGI.failure(event) is None
 
 
 def test_a_wrong_call_that_quotes_the_word_overloaded_is_still_wrong():
     event = b'data:{"error":"Input validation error: overloaded","error_type":"validation"}'
-    assert TGI.first_event(event) is None
+    assert TGI.failure(event) is None
 
 
 @pytest.mark.parametrize(
     "event", [TOKEN_A, TOKEN_B, CHUNK, b"data: [DONE]", b"data: x", b'data: "error"', b"data:"]
 )
 def test_what_is_no_error_is_relayed(event):
-    assert TGI.first_event(event) is None
+    assert TGI.failure(event) is None
 
 
 # ---- headers of unary replies ----

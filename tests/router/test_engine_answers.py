@@ -82,7 +82,7 @@ FAULT = b'{"error":{"message":"Request failed during generation: CUDA","http_sta
 
 @pytest.mark.parametrize("together", [True, False])
 async def test_an_error_counts_as_a_failure_wherever_its_done_comes(app, wire, together):
-    rig = await app()
+    rig = await app(resume={"enabled": False})
     gate = asyncio.Event()
     error = wire.chunk(b"data: " + FAULT + b"\n\n")
     done = wire.chunk(wire.DONE) + wire.LAST_CHUNK

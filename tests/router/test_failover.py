@@ -7,6 +7,7 @@ import pytest
 
 GENERATE = {"inputs": "hello", "parameters": {"max_new_tokens": 3}}
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "stream": True}
+OFF = {"enabled": False}
 OVERLOADED = ("Model is overloaded", "overloaded")
 FAILED = ("Request failed during generation: out of memory", "generation")
 
@@ -268,12 +269,12 @@ async def test_a_suspect_is_alone_on_its_replica(app, wire, until):
     assert (await other.reply()).status == 200
 
 
-# ---- after the first event ----
+# ---- after the first event, where nothing is continued ----
 
 
 @pytest.mark.parametrize("end", ["CUT", "RST", "half", "garbage", "clean"])
 async def test_a_tgi_stream_that_breaks_ends_in_a_whole_error_event(app, wire, end):
-    rig = await app(2)
+    rig = await app(2, resume=OFF)
     steps = {
         "CUT": [wire.CUT],
         "RST": [wire.RST],
@@ -299,7 +300,7 @@ async def test_a_tgi_stream_that_breaks_ends_in_a_whole_error_event(app, wire, e
 
 
 async def test_a_chat_stream_that_breaks_ends_in_openai_s_error_and_done(app, wire):
-    rig = await app()
+    rig = await app(resume=OFF)
     gate = asyncio.Event()
     rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.delta("a")), gate, wire.RST)
     client = await rig.client()
@@ -315,7 +316,7 @@ async def test_a_chat_stream_that_breaks_ends_in_openai_s_error_and_done(app, wi
 
 
 async def test_an_engine_s_own_error_event_is_relayed_as_sent(app, wire):
-    rig = await app()
+    rig = await app(resume=OFF)
     events = [wire.token(1), wire.error_event(*FAILED)]
     rig.replicas[0].say(wire.streamed(*events))
     reply = await rig.post("/generate_stream", GENERATE)
@@ -325,7 +326,7 @@ async def test_an_engine_s_own_error_event_is_relayed_as_sent(app, wire):
 
 
 async def test_silence_inside_a_stream_ends_it_with_an_error(app, wire):
-    rig = await app(timeouts={"between_events_s": 0.1})
+    rig = await app(timeouts={"between_events_s": 0.1}, resume=OFF)
     rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.token(1)), wire.STALL)
     reply = await rig.post("/generate_stream", GENERATE)
     events = reply.body.split(b"\n\n")

@@ -54,19 +54,24 @@ async def test_a_stream_without_an_event_yet_moves_on_unseen(replaced, wire):
     assert (reply.status, reply.body, reply.is_whole) == (200, whole, True)
 
 
-async def test_a_stream_that_has_begun_is_told_at_once(replaced, wire):
+async def test_a_stream_that_has_begun_goes_on_with_the_next_generation(replaced, wire):
     rig, successor, change = replaced
-    rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.token(1)), wire.STALL)
+    rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.token(1, " one")), wire.STALL)
+    successor.otherwise = [
+        wire.streamed(wire.token(1, " two"), wire.token(2, " three", last=" two three"))
+    ]
     client = await rig.client()
     client.post("/generate_stream", GENERATE)
     await client.head()
-    assert await client.chunk() == wire.token(1)
+    assert await client.chunk() == wire.token(1, " one")
     change()
-    error = json.loads((await client.chunk()).removeprefix(b"data: "))
-    assert error["error_type"] == "incomplete_generation"
-    assert await client.chunk() == b""
-    assert successor.requests == []
-    assert (await rig.line())["error"] == error["error"]
+    read = b""
+    while piece := await client.chunk():
+        read += piece
+    events = [json.loads(event.removeprefix(b"data: ")) for event in read.split(b"\n\n")[:-1]]
+    assert [event["index"] for event in events] == [2, 3]
+    assert events[-1]["generated_text"] == " one two three"
+    assert json.loads(successor.requests[0].body)["inputs"] == "hello one"
 
 
 async def test_a_tokenizer_call_ends_with_its_generation_too(replaced, wire):

@@ -10,19 +10,21 @@ from router.health import Event, Health, State
 pytestmark = pytest.mark.virtual_time
 CONFIG = HealthConfig(fall=3, rise=2, eject_after=5, eject_base_s=10, eject_max_s=60)
 QUICK = HealthConfig(fall=1, rise=1, eject_after=1, eject_base_s=10, eject_max_s=60)
-U, H, D, E = State.UNKNOWN, State.HEALTHY, State.UNHEALTHY, State.EJECTED
+U, H, S, D, E = State.UNKNOWN, State.HEALTHY, State.SUSPECT, State.UNHEALTHY, State.EJECTED
 
 # One event with every threshold at 1, so that it has its full effect.
 EFFECTS = {
-    Event.PROBE_OK: {U: H, H: H, D: H, E: E},
-    Event.PROBE_FAIL: {U: D, H: D, D: D, E: E},
-    Event.PROBE_LATE: {U: D, H: D, D: D, E: E},
-    Event.REFUSED: {U: D, H: D, D: D, E: D},
-    Event.LOST: {U: U, H: H, D: D, E: E},
-    Event.CALL_OK: {U: U, H: H, D: D, E: E},
-    Event.CALL_FAIL: {U: U, H: E, D: D, E: E},
-    Event.TIME_UP: {U: U, H: H, D: D, E: U},
-    Event.NEW_GENERATION: {U: U, H: U, D: U, E: U},
+    Event.PROBE_OK: {U: H, H: H, S: H, D: H, E: E},
+    Event.PROBE_FAIL: {U: D, H: D, S: D, D: D, E: E},
+    Event.PROBE_LATE: {U: D, H: D, S: D, D: D, E: E},
+    Event.REFUSED: {U: D, H: D, S: D, D: D, E: D},
+    Event.LOST: {U: U, H: H, S: S, D: D, E: E},
+    Event.CALL_OK: {U: U, H: H, S: H, D: D, E: E},
+    Event.CALL_FAIL: {U: U, H: E, S: S, D: D, E: E},
+    Event.SUSPECTED: {U: U, H: S, S: S, D: D, E: E},
+    Event.HEARD: {U: U, H: H, S: H, D: D, E: E},
+    Event.TIME_UP: {U: U, H: H, S: S, D: D, E: U},
+    Event.NEW_GENERATION: {U: U, H: U, S: U, D: U, E: U},
 }
 
 
@@ -32,6 +34,7 @@ def in_state(state, config=CONFIG):
     path = {
         U: [],
         H: [Event.PROBE_OK],
+        S: [Event.PROBE_OK, Event.SUSPECTED],
         D: [Event.PROBE_OK] + [Event.PROBE_FAIL] * config.fall,
         E: [Event.PROBE_OK] + [Event.CALL_FAIL] * config.eject_after,
     }[state]
@@ -112,6 +115,21 @@ def test_a_doubtful_one_that_refuses_is_down_and_one_passed_probe_mends_both():
     assert health.on(Event.REFUSED, 1.0) is D
     assert health.on(Event.PROBE_OK, 2.0) is H
     assert health.is_sure
+
+
+def test_probes_that_stay_unanswered_take_a_suspect_out():
+    health = in_state(S)
+    assert [health.on(Event.PROBE_LATE, 0.0) for _ in range(3)] == [S, S, D]
+    assert health.on(Event.HEARD, 0.0) is D, "from there passed probes lead back"
+
+
+def test_calls_that_fail_on_a_suspect_do_not_count():
+    """They are one silence, not many faults."""
+    health = in_state(S)
+    for _ in range(50):
+        assert health.on(Event.CALL_FAIL, 0.0) is S
+    assert health.on(Event.HEARD, 0.0) is H
+    assert health.call_fails == 0
 
 
 def test_a_new_generation_is_not_in_doubt():

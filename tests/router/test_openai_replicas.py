@@ -158,7 +158,7 @@ async def test_streams_that_fail_before_their_first_event_are_retried_unseen(
 @pytest.mark.parametrize("end", ["ended", "closed", "reset"])
 async def test_a_stream_without_done_is_broken_however_it_ends(openai_app, wire, end, shapes):
     """The answer may be half a one: a finish reason is not the last word."""
-    one = await openai_app(2)
+    one = await openai_app(2, router={"resume": {"enabled": False}})
     events = [shapes.chunk(), shapes.chunk("a"), shapes.chunk("b", finish="stop")]
     script = [wire.stream_head(), *map(wire.chunk, events)]
     script += {"ended": [wire.LAST_CHUNK], "closed": [wire.CUT], "reset": [wire.RST]}[end]
@@ -176,7 +176,7 @@ async def test_a_stream_without_done_is_broken_however_it_ends(openai_app, wire,
 
 
 async def test_an_error_inside_a_stream_is_relayed_once_and_counted(openai_app, wire, shapes):
-    one = await openai_app()
+    one = await openai_app(router={"resume": {"enabled": False}})
     events = [shapes.chunk(), shapes.chunk("a"), shapes.event(shapes.FAULT), shapes.DONE]
     one.replicas[0].otherwise = [wire.streamed(*events)]
     reply = await one.post(shapes.PATH, shapes.STREAM)
@@ -186,7 +186,7 @@ async def test_an_error_inside_a_stream_is_relayed_once_and_counted(openai_app, 
 
 
 async def test_an_error_in_llama_servers_own_field_is_relayed_and_counted(openai_app, wire, shapes):
-    one = await openai_app(1, "llama")
+    one = await openai_app(1, "llama", router={"resume": {"enabled": False}})
     error = b'error: {"code":500,"message":"CUDA error","type":"server_error"}\n\n'
     gate = asyncio.Event()
     first, last = wire.chunk(shapes.chunk("a")), wire.chunk(error) + wire.LAST_CHUNK

@@ -227,7 +227,7 @@ async def test_a_late_answer_counts_as_passed_while_tokens_flow(probing):
     probing.replicas.delay_s = 1000.0
     for _ in range(600):
         await asyncio.sleep(0.1)
-        replica.progress_s = probing.clock()
+        replica.pace.heard(probing.clock())
     assert replica.is_usable
 
 
@@ -237,7 +237,7 @@ async def test_progress_does_not_excuse_a_refused_connection(probing):
     probing.replicas.health = ConnectFailed("refused")
     for _ in range(100):
         await asyncio.sleep(0.1)
-        replica.progress_s = probing.clock()
+        replica.pace.heard(probing.clock())
     assert replica.health.state is State.UNHEALTHY
 
 

@@ -245,7 +245,7 @@ async def test_a_client_that_leaves_a_tokenizer_call(app, wire, until):
 
 
 async def test_an_error_in_a_stream_that_has_begun(app, wire, until):
-    rig = await app()
+    rig = await app(resume={"enabled": False})
     rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.token(1)), wire.CUT)
     reply = await rig.post("/generate_stream", GENERATE)
     assert b"incomplete_generation" in reply.body

@@ -55,25 +55,25 @@ def name(error):
     return type(error).__name__
 
 
-def scene(replica="a", lost="", *, now_s=100.0, is_committed=False):
+def scene(replica="a", lost="", *, now_s=100.0, is_stuck=False):
     """Replicas have one letter: `scene("a", "ab")`."""
-    return Scene(replica, now_s, frozenset(lost), is_committed)
+    return Scene(replica, now_s, frozenset(lost), is_stuck)
 
 
-def step(error, attempts=None, budget=None, *, config=CONFIG, at=None, is_committed=False):
+def step(error, attempts=None, budget=None, *, config=CONFIG, at=None, is_stuck=False):
     return next_step(
         error,
         attempts or Attempts(count=1),
         budget or RetryBudget(0.2),
         config,
-        at or scene(is_committed=is_committed),
+        at or scene(is_stuck=is_stuck),
     )
 
 
 @pytest.mark.parametrize("error", [*REPLICA_SIDE, *FINAL], ids=name)
 def test_nothing_is_tried_again_once_the_client_has_seen_an_event(error):
     attempts, budget = Attempts(count=1), RetryBudget(0.2)
-    assert step(error, attempts, budget, is_committed=True) is Step.GIVE_UP
+    assert step(error, attempts, budget, is_stuck=True) is Step.GIVE_UP
     assert budget.tokens == budget.burst
     assert attempts.deaths == 0
 

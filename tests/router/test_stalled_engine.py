@@ -23,7 +23,9 @@ def dripping(wire, first, again, every_s=0.04, count=75):
 
 
 async def test_comments_alone_do_not_keep_a_tgi_stream_alive(app, wire):
-    rig = await app(timeouts={"between_events_s": 0.25}, health={"interval_s": 1000})
+    rig = await app(
+        timeouts={"between_events_s": 0.25}, health={"interval_s": 1000}, resume={"enabled": False}
+    )
     steps, last = dripping(wire, wire.token(1), COMMENT)
     rig.replicas[0].say(*steps)
     reply = await rig.post("/generate_stream", GENERATE)
@@ -40,7 +42,9 @@ async def test_comments_alone_do_not_keep_a_tgi_stream_alive(app, wire):
 
 
 async def test_comments_alone_do_not_keep_a_chat_stream_alive(app, wire):
-    rig = await app(timeouts={"between_events_s": 0.25}, health={"interval_s": 1000})
+    rig = await app(
+        timeouts={"between_events_s": 0.25}, health={"interval_s": 1000}, resume={"enabled": False}
+    )
     steps, last = dripping(wire, wire.delta("a"), COMMENT)
     rig.replicas[0].say(*steps)
     reply = await rig.post("/v1/chat/completions", CHAT)
