@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from prometheus_client.parser import text_string_to_metric_families
+
 from launcher.router_client import RouterClient, replica_states
 from launcher.simulator.tokens import TokenModel
 from launcher.simulator.tokens_bpe import BpeModel
@@ -19,7 +21,7 @@ from tests.campaign import leaks
 from tests.campaign.asks import mixed
 from tests.campaign.client import Client
 from tests.campaign.oracle import Oracle
-from tests.campaign.processes import EOS_RATE, MODEL, PERMITS, Fleet, answers
+from tests.campaign.processes import EOS_RATE, MODEL, PERMITS, Fleet, answers, fetched
 from tests.campaign.schedule import PROCESS, WIRE, Fault
 from tests.campaign.tally import Tally
 
@@ -28,6 +30,8 @@ SETTLE_S = 30.0
 CHECK_EVERY_S = 0.2
 PROGRESS_EVERY_S = 5.0
 ENGINE_MODES = {"engine_garbage": "garbage"}
+COUNTERS = ("fleet_retries_total", "fleet_resumes_total", "fleet_hedges_total")
+"""Of the router's metrics, by their labels `outcome` or `reason`; those it has."""
 FOR_EVER = -1
 """Calls that meet a fault which lasts."""
 MODELS: dict[str, type[TextModel] | type[BpeModel]] = {"text": TextModel, "bpe": BpeModel}
@@ -41,6 +45,8 @@ class Report:
     spared: int = 0
     """Faults left out, as no other replica was healthy just then."""
     tally: Tally = field(default_factory=Tally)
+    counters: Counter[str] = field(default_factory=Counter)
+    """What the router counted of its own doings: see COUNTERS."""
     leaks: list[str] = field(default_factory=list)
     rss_bytes: tuple[int, int] = (0, 0)
     """The router's, before and after."""
@@ -239,6 +245,8 @@ class Campaign:
         report, router = self.report, self._fleet.router
         report.rss_bytes = (before.rss_bytes, after.rss_bytes)
         report.leaks += [f"router: {leak}" for leak in leaks.grown(before, after)]
+        page = await asyncio.to_thread(fetched, self._fleet.router_port, "GET", "/metrics")
+        report.counters = counted(page.decode())
         for number, simulator in enumerate(self._fleet.simulators):
             metrics = await asyncio.to_thread(simulator.fetch, "GET", "/metrics")
             left = leaks.engine_unrest(metrics.decode())
@@ -252,6 +260,18 @@ class Campaign:
         report.leaks += [f"router: {bug}" for bug in leaks.bugs(router.err.read_text())]
         with router.out.open("rb") as lines:
             report.tally.compare(lines)
+
+
+def counted(page: str) -> Counter[str]:
+    """Of a metrics page, what tells how often the router helped itself, and how."""
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(page):
+        for sample in family.samples:
+            if sample.name in COUNTERS:
+                how = sample.labels.get("outcome") or sample.labels.get("reason") or "all"
+                name = sample.name.removeprefix("fleet_").removesuffix("_total")
+                found[f"{name} {how}"] += round(sample.value)
+    return found
 
 
 async def _refused(port: int) -> int:

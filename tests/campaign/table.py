@@ -1,6 +1,7 @@
 """The result as text."""
 
 import json
+from collections import Counter
 from typing import Any
 
 from tests.campaign.campaign import Report
@@ -19,8 +20,9 @@ def plain(report: Report) -> str:
             "",
             *_calls(tally),
             "",
-            f"retried {tally.retried}, resumed {tally.resumed}, hedged {tally.hedged}, "
-            f"seams in texts {tally.seams}, longest call {tally.longest_s:.1f} s",
+            f"tried more than once {tally.again}, seams in texts {tally.seams}, "
+            f"longest call {tally.longest_s:.1f} s",
+            "the router's own count: " + _listed(report.counters),
             *_causes(tally),
             f"router's memory: {report.rss_bytes[0] / MIB:.0f} MiB before, "
             f"{report.rss_bytes[1] / MIB:.0f} MiB after",
@@ -46,9 +48,8 @@ def as_json(report: Report) -> str:
         "faults": dict(report.faults),
         "spared": report.spared,
         "calls": {kind.value: tally.count(kind) for kind in Kind},
-        "retried": tally.retried,
-        "resumed": tally.resumed,
-        "hedged": tally.hedged,
+        "tried_again": tally.again,
+        "counters": dict(report.counters),
         "causes": {kind.value: dict(causes) for kind, causes in tally.causes.items() if causes},
         "examples": tally.examples,
         "leaks": report.leaks,
@@ -60,8 +61,14 @@ def as_json(report: Report) -> str:
 def _faults(report: Report) -> list[str]:
     total = report.faults.total()
     spared = f", {report.spared} spared as no other replica was healthy" * bool(report.spared)
-    found = ", ".join(f"{kind} {count}" for kind, count in report.faults.most_common())
-    return [f"faults: {total} in {report.seconds:.0f} s{spared}", f"  {found}"]
+    return [
+        f"faults: {total} in {report.seconds:.0f} s{spared}",
+        f"  {_listed(report.faults)}",
+    ]
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{what} {count}" for what, count in counts.most_common()) or "none"
 
 
 def _calls(tally: Tally) -> list[str]:

@@ -26,9 +26,8 @@ class Tally:
     ends: dict[str, Kind] = field(default_factory=dict)
     longest_s: float = 0.0
     seams: int = 0
-    retried: int = 0
-    resumed: int = 0
-    hedged: int = 0
+    again: int = 0
+    """Calls of which the router's log tells more than one attempt."""
 
     def ended(self, ask: Ask, verdict: Verdict, took_s: float) -> None:
         self.ends[ask.id] = verdict.kind
@@ -66,18 +65,11 @@ class Tally:
                 self._lose(id, f"{len(found)} lines in the router's log")
             elif kind is Kind.RIGHT and (found[0]["status"] != 200 or found[0]["error"]):
                 self._lose(id, f"right, but logged as {found[0]['status']} {found[0]['error']}")
-            for line in found:
-                self._count_tries(line)
+            self.again += any(line["attempts"] > 1 for line in found)
 
     def _lose(self, id: str, cause: str) -> None:
         self.calls["by the log", Kind.LOST] += 1
         self._note(Kind.LOST, cause, id)
-
-    def _count_tries(self, line: dict[str, Any]) -> None:
-        resumes, hedges = int(line.get("resumes") or 0), int(line.get("hedges") or 0)
-        self.resumed += resumes > 0
-        self.hedged += hedges > 0
-        self.retried += line["attempts"] - resumes - hedges > 1
 
 
 def _by_id(lines: Iterable[bytes]) -> dict[str, list[dict[str, Any]]]:

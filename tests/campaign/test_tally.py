@@ -28,7 +28,7 @@ def tally_of(kind, *lines):
 def test_a_right_call_with_its_line_is_good():
     tally = tally_of(Kind.RIGHT, line(), b'{"event":"health","id":"x"}')
     assert tally.is_good
-    assert (tally.count(Kind.RIGHT), tally.retried) == (1, 0)
+    assert (tally.count(Kind.RIGHT), tally.again) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,6 @@ def test_these_do_not(kind):
     assert tally_of(kind, line()).is_good
 
 
-def test_tries_are_told_apart():
-    tally = tally_of(Kind.RIGHT, line(attempts=2))
-    assert (tally.retried, tally.resumed, tally.hedged) == (1, 0, 0)
-    tally = tally_of(Kind.RIGHT, line(attempts=2, resumes=1))
-    assert (tally.retried, tally.resumed, tally.hedged) == (0, 1, 0)
-    tally = tally_of(Kind.RIGHT, line(attempts=2, hedges=1))
-    assert (tally.retried, tally.resumed, tally.hedged) == (0, 0, 1)
+def test_calls_that_were_tried_again_are_counted():
+    assert tally_of(Kind.RIGHT, line(attempts=2)).again == 1
+    assert tally_of(Kind.LEFT).again == 0
