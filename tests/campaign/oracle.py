@@ -16,7 +16,6 @@ from tests.campaign.http_reply import Reply
 from tests.campaign.seams import explained
 
 POISON = "refused:"
-ENGINES_OWN = ("Request failed during generation", "Incomplete generation")
 MANY = 10_000
 
 
@@ -241,14 +240,11 @@ def _last_word(text: str) -> str:
 
 def _excused_or_not(ask: Ask, told: Told) -> Verdict:
     """
-    1. what an engine itself says of its answer, in the middle of it, is passed on;
-    2. an answer with a client's own seed is not continued by another engine;
-    3. a call that replicas kept dying of is refused;
-    4. any other stream that broke should have been resumed;
-    5. any other error had no need to be, as one replica was well all the time.
+    1. an answer with a client's own seed is not continued by another engine;
+    2. a call that replicas kept dying of is refused;
+    3. any other stream that broke should have been resumed;
+    4. any other error had no need to be, as one replica was well all the time.
     """
-    if told.is_inside and told.message.startswith(ENGINES_OWN):
-        return Verdict(Kind.EXCUSED, f"the engine's own word: {told.cause}")
     if told.is_inside and not ask.may_resume:
         return Verdict(Kind.EXCUSED, f"not resumable, has a seed: {told.cause}")
     if told.status == 422 and told.message.startswith(POISON):

@@ -31,14 +31,11 @@ def test_half_a_minute_of_faults_loses_no_call_and_leaks_nothing(tmp_path, model
         "--minutes=0.5", f"--seed={5 + MODELS.index(model)}", f"--token-model={model}",
         "--clients=16", f"--json={file}",
     )  # fmt: skip
-    assert done.returncode in (0, 1), done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "lost 0, errors without need 0, not resumed 0, leaks 0"
     report = json.loads(file.read_text())
-    assert (report["calls"]["lost"], report["leaks"]) == (0, []), done.stdout
-    assert report["calls"]["error without need"] == 0, done.stdout
     assert report["calls"]["right"] > 100
     assert sum(report["faults"].values()) >= 8
-    # Until streams are resumed in mid-answer, these are what a dying replica leaves.
-    assert done.returncode == bool(report["calls"]["not resumed"]), done.stdout
 
 
 def test_a_seed_can_be_looked_at_before_it_runs():
