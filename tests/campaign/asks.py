@@ -6,7 +6,7 @@ one would say is known before the call is made.
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,6 @@ from launcher.simulator.tokens import Token, TokenModel
 ERA = era_of("3.3.5")
 TGI, COMPLETION, CHAT = "tgi", "completion", "chat"
 GREEDY, SEEDED, SAMPLED = "greedy", "seeded", "sampled"
-PATHS = {COMPLETION: "/v1/completions", CHAT: "/v1/chat/completions"}
 WORDS = ("river", "stone", "garden", "winter", "paper", "engine", "Über", "漢字", "letter", "🙂")
 
 
@@ -108,61 +107,77 @@ def mixed(seed: str, model: TokenModel) -> Iterator[Ask]:
         yield _drawn(rng, f"c{seed}-{number}", model)
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What can be asked for in any API."""
+
+    id: str
+    prompt: str
+    new_tokens: int
+    draw: str
+    seed: int | None
+    is_stream: bool
+
+
 def _drawn(rng: random.Random, id: str, model: TokenModel) -> Ask:
-    api = rng.choice((TGI, TGI, TGI, COMPLETION, CHAT))
+    make = rng.choice((_tgi, _tgi, _tgi, _completion, _chat))
     prompt = " ".join(rng.choices(WORDS, k=rng.choice((3, 12, rng.randint(20, 200)))))
     new_tokens = rng.choice((rng.randint(1, 8), rng.randint(8, 60), rng.randint(60, 250)))
     draw = rng.choice((GREEDY, GREEDY, GREEDY, SAMPLED, SAMPLED, SEEDED))
     seed = rng.getrandbits(48) if draw == SEEDED else None
-    is_stream = rng.random() < 0.7
-    make = {TGI: _tgi, COMPLETION: _completion, CHAT: _chat}[api]
-    ask = make(rng, id, prompt, new_tokens, draw, seed, is_stream)
+    ask = make(rng, Wish(id, prompt, new_tokens, draw, seed, is_stream=rng.random() < 0.7))
+    ask = replace(ask, manner=_manner(rng))
     if draw != SAMPLED and new_tokens > 20 and rng.random() < 0.25:
         return _with_stop(rng, ask, model)
     return ask
 
 
-def _tgi(
-    rng: random.Random, id: str, prompt: str, new: int, draw: str, seed: int | None, stream: bool
-) -> Ask:
-    parameters: dict[str, Any] = {"max_new_tokens": new, "return_full_text": False}
-    parameters |= {"details": rng.random() < 0.7, "do_sample": draw != GREEDY}
-    if seed is not None:
-        parameters["seed"] = seed
-    body: dict[str, Any] = {"inputs": prompt, "parameters": parameters}
-    path = "/generate_stream" if stream else "/generate"
+def _tgi(rng: random.Random, wish: Wish) -> Ask:
+    parameters: dict[str, Any] = {"max_new_tokens": wish.new_tokens, "return_full_text": False}
+    parameters |= {"details": rng.random() < 0.7, "do_sample": wish.draw != GREEDY}
+    if wish.seed is not None:
+        parameters["seed"] = wish.seed
+    body: dict[str, Any] = {"inputs": wish.prompt, "parameters": parameters}
+    path = "/generate_stream" if wish.is_stream else "/generate"
     if rng.random() < 0.3:
-        path, body["stream"] = "/", stream
-    return Ask(id, TGI, path, body, stream, prompt, new, draw, seed, (), _manner(rng))
+        path, body["stream"] = "/", wish.is_stream
+    return _ask(wish, TGI, path, body, wish.prompt)
 
 
-def _completion(
-    rng: random.Random, id: str, prompt: str, new: int, draw: str, seed: int | None, stream: bool
-) -> Ask:
-    body: dict[str, Any] = {"model": "tgi", "prompt": prompt, "max_tokens": new, "stream": stream}
-    body |= _openai_draw(draw, seed)
-    path = PATHS[COMPLETION]
-    return Ask(id, COMPLETION, path, body, stream, prompt, new, draw, seed, (), _manner(rng))
+def _completion(rng: random.Random, wish: Wish) -> Ask:
+    body = {"model": "tgi", "prompt": wish.prompt, **_openai_fields(wish)}
+    return _ask(wish, COMPLETION, "/v1/completions", body, wish.prompt)
 
 
-def _chat(
-    rng: random.Random, id: str, prompt: str, new: int, draw: str, seed: int | None, stream: bool
-) -> Ask:
-    messages = [{"role": "user", "content": prompt}]
+def _chat(rng: random.Random, wish: Wish) -> Ask:
+    messages = [{"role": "user", "content": wish.prompt}]
     if rng.random() < 0.3:
         messages.insert(0, {"role": "system", "content": "Be brief."})
-    body: dict[str, Any] = {"messages": messages, "max_tokens": new, "stream": stream}
-    body |= _openai_draw(draw, seed)
-    if stream and rng.random() < 0.5:
+    body = {"messages": messages, **_openai_fields(wish)}
+    if wish.is_stream and rng.random() < 0.5:
         body["stream_options"] = {"include_usage": True}
-    seen = templated(messages, ERA)
-    return Ask(id, CHAT, PATHS[CHAT], body, stream, seen, new, draw, seed, (), _manner(rng))
+    return _ask(wish, CHAT, "/v1/chat/completions", body, templated(messages, ERA))
 
 
-def _openai_draw(draw: str, seed: int | None) -> dict[str, Any]:
-    if draw == GREEDY:
-        return {"temperature": 0}
-    return {} if seed is None else {"seed": seed}
+def _openai_fields(wish: Wish) -> dict[str, Any]:
+    fields: dict[str, Any] = {"max_tokens": wish.new_tokens, "stream": wish.is_stream}
+    if wish.draw == GREEDY:
+        return fields | {"temperature": 0}
+    return fields if wish.seed is None else fields | {"seed": wish.seed}
+
+
+def _ask(wish: Wish, api: str, path: str, body: dict[str, Any], prompt: str) -> Ask:
+    return Ask(
+        id=wish.id,
+        api=api,
+        path=path,
+        body=body,
+        is_stream=wish.is_stream,
+        prompt=prompt,
+        new_tokens=wish.new_tokens,
+        draw=wish.draw,
+        seed=wish.seed,
+    )
 
 
 def _with_stop(rng: random.Random, ask: Ask, model: TokenModel) -> Ask:
@@ -177,10 +192,7 @@ def _with_stop(rng: random.Random, ask: Ask, model: TokenModel) -> Ask:
         body["parameters"] = body["parameters"] | {"stop": [stop]}
     else:
         body["stop"] = [stop]
-    return Ask(
-        ask.id, ask.api, ask.path, body, ask.is_stream, ask.prompt, ask.new_tokens,
-        ask.draw, ask.seed, (stop,), ask.manner,
-    )  # fmt: skip
+    return replace(ask, body=body, stop=(stop,))
 
 
 def _manner(rng: random.Random) -> Manner:

@@ -196,7 +196,7 @@ class Oracle:
 
     def _check_texts(self, ask: Ask, texts: list[str], reason: str | None, *, is_end: bool) -> int:
         """Gives how many seams the text must have."""
-        if reason == "length" and self._is_stable:
+        if reason == "length":
             _expect(len(texts) == ask.new_tokens, "tokens", len(texts), ask.new_tokens)
         if ask.draw == SAMPLED:
             _expect(self._is_likely(ask, "".join(texts)), "a text that the model cannot give")
@@ -210,6 +210,11 @@ class Oracle:
         seams = explained(self._model, ask.prompt, ask.seed, texts, has_ended=is_end)
         if seams is None:
             raise Wrong(f"no seams explain this text: {''.join(texts)[:200]!r}")
+        if not seams:
+            whole = undisturbed(self._model, ask, ask.seed)
+            _expect(reason in (None, whole.finish_reason), "finish_reason", reason)
+        elif reason == "stop_sequence":
+            _expect(any(stop in "".join(texts) for stop in ask.stop), "no stop sequence met")
         return len(seams)
 
     def _is_likely(self, ask: Ask, text: str) -> bool:
