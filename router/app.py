@@ -28,6 +28,7 @@ from router.prober import Prober
 from router.proxy import Proxy
 from router.replica import Replica
 from router.tasks import Tasks
+from router.tokenizer import Tokenizer
 from router.upstream import Upstream
 
 BACKLOG = 4096
@@ -61,12 +62,11 @@ class App:
         self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
-        self.proxy = Proxy(
-            self.upstream, config.timeouts, config.retries, config.resume, self.metrics, clock
-        )
+        tokenizer = Tokenizer(self.upstream, clock)
+        self.proxy = Proxy(self.upstream, tokenizer, config, self.metrics, self.tasks, clock)
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
-            config, self.fleet, self.proxy, pages, self.metrics, self.log, clock
+            config, self.fleet, self.proxy, tokenizer, pages, self.metrics, self.log, clock
         )
         self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
         self._state_dir = state_dir
@@ -181,6 +181,7 @@ class App:
     def _joined(self, pool: Pool, replica: Replica) -> None:
         pool.look = self.prober.hurry
         pool.busy = self.prober.busy
+        pool.suspected = self.upstream.doubt
         self.prober.watch(pool, replica)
 
     def _left(self, replica: Replica, is_replaced: bool) -> None:

@@ -151,6 +151,11 @@ class Dispatcher:
         finally:
             self._is_pumping = False
 
+    @property
+    def service_s(self) -> float:
+        """How long a replica has a call, lately."""
+        return self._service_s
+
     def retry_after_s(self) -> int:
         """When a call refused now should come back, from the measured rate of finishing."""
         ahead = len(self.queue) + 1

@@ -9,7 +9,9 @@ waits any more.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Protocol
 
 from router import sse
@@ -64,9 +66,11 @@ class Exchange:
     __slots__ = (
         "_connection",
         "_deadline",
+        "_deadline_s",
         "_has_event",
         "_held",
         "_held_bytes",
+        "_is_doubted",
         "_is_ending",
         "_loop",
         "_max_held_bytes",
@@ -74,6 +78,7 @@ class Exchange:
         "_silence_s",
         "_sink",
         "_splitter",
+        "_takes_doubts",
         "_wake",
         "error",
         "has_bytes",
@@ -105,7 +110,10 @@ class Exchange:
         self._has_event = False
         self._sink: Sink | None = None
         self._deadline: asyncio.TimerHandle | None = None
-        self._silence_s = 0.0
+        self._deadline_s = inf
+        self._silence_s: Callable[[], float] = _for_ever
+        self._is_doubted = False
+        self._takes_doubts = False
         self._is_ending = False
         self.head: Head | None = None
         self.error: RouterError | None = None
@@ -120,22 +128,49 @@ class Exchange:
     def is_stream(self) -> bool:
         return self._splitter is not None
 
-    async def opened(self, limit: Limit | None) -> None:
+    async def opened(self, limit: Limit | None, doubt_at_s: float | None = None) -> None:
         """Until the reply can be judged: the whole body, or a stream's first event.
 
-        Raises how it failed, or the limit's error when that time passes first.
+        Raises how it failed, or the limit's error when that time passes first. Returns early when
+        it comes into doubt whether a reply will ever come: then it is not `is_ready` yet. That is
+        so when the replica turns suspect, and at `doubt_at_s`; never, if that is None.
         """
+        self._takes_doubts, self._is_doubted = doubt_at_s is not None, False
+        timers = []
+        if doubt_at_s is not None and doubt_at_s < inf:
+            timers.append(self._loop.call_at(doubt_at_s, self.doubt))
         if limit is not None:
             at_s, error = limit
-            self._deadline = self._loop.call_at(at_s, self.on_failure, error)
+            timers.append(self._loop.call_at(at_s, self.on_failure, error))
         try:
-            while not self.error and not self._is_judgeable():
+            while not (self.error or self.is_ready or self._is_doubted):
                 await self._woken()
         finally:
-            if self._deadline is not None:
-                self._deadline.cancel()
+            for timer in timers:
+                timer.cancel()
         if self.error:
             raise self.error
+
+    @property
+    def is_ready(self) -> bool:
+        """The reply can be judged."""
+        if self.is_done:
+            return True
+        if self.is_stream:
+            return any(sse.has_event(block) for block in self._held)
+        return self._held_bytes > self._max_held_bytes
+
+    def doubt(self) -> None:
+        """Nothing comes from the replica: whoever waits for a reply may ask another one as well,
+        and a stream that is under way is looked at again."""
+        if not self._takes_doubts:
+            return
+        self._is_doubted = True
+        if self._sink is None:
+            self._notify()
+        elif self._deadline is not None and not self._is_ending:
+            self._deadline.cancel()
+            self._watch(self._deadline_s)
 
     def first_event(self) -> bytes:
         """The first whole event held, or empty when the stream ended without one."""
@@ -144,14 +179,16 @@ class Exchange:
     def body(self) -> bytes:
         return b"".join(self._held)
 
-    async def forwarded(self, sink: Sink, silence_s: float, deadline_s: float) -> None:
+    async def forwarded(
+        self, sink: Sink, silence_s: Callable[[], float], deadline_s: float
+    ) -> None:
         """Hands everything to the sink until the reply ends; raises how it failed.
 
         Returns early with `is_paused` when the sink wants no more for now, and when it is over.
+        `silence_s`: how long the replica may send nothing, at the moment.
         """
-        self._silence_s = silence_s
         if self._sink is None:
-            self._sink = sink
+            self._sink, self._silence_s, self._deadline_s = sink, silence_s, deadline_s
             self._watch(deadline_s)
             held, self._held = b"".join(self._held), []
             if held:
@@ -244,13 +281,6 @@ class Exchange:
             self._deadline.cancel()
         self._deadline = self._loop.call_later(LAST_WORDS_S, self.on_failure, failure)
 
-    def _is_judgeable(self) -> bool:
-        if self.is_done:
-            return True
-        if self.is_stream:
-            return any(sse.has_event(block) for block in self._held)
-        return self._held_bytes > self._max_held_bytes
-
     async def _woken(self) -> None:
         self._wake = self._loop.create_future()
         try:
@@ -264,18 +294,22 @@ class Exchange:
 
     def _watch(self, deadline_s: float) -> None:
         """One timer per stream, moved on lazily: it costs nothing per event."""
-        now_s = self._loop.time()
-        silent_until_s = self.last_data_s + self._silence_s
         if self.is_done or self.error:
             return
+        now_s, silence_s = self._loop.time(), self._silence_s()
+        silent_until_s = self.last_data_s + silence_s
         if now_s >= deadline_s:
             self.on_failure(CallTimeout("the call's deadline passed inside its answer"))
         elif now_s >= silent_until_s and not self.is_paused:
-            silence = f"no event for {self._silence_s:g} s"
+            silence = f"no event for {silence_s:.3g} s"
             self.on_failure(UpstreamTimeout(f"the replica went silent: {silence}"))
         else:
             next_s = deadline_s if self.is_paused else min(silent_until_s, deadline_s)
             next_s = max(next_s, now_s + 0.05)
             if self.is_paused:
-                next_s = min(next_s, now_s + self._silence_s)
+                next_s = min(next_s, now_s + silence_s)
             self._deadline = self._loop.call_at(next_s, self._watch, deadline_s)
+
+
+def _for_ever() -> float:
+    return inf

@@ -27,6 +27,7 @@ from router.proxy import Proxy
 from router.record import Record
 from router.relay import error_headers
 from router.request_body import BodyReader
+from router.tokenizer import Tokenizer
 
 log = logging.getLogger("router.edge")
 
@@ -47,6 +48,7 @@ class Handlers:
         config: RouterConfig,
         fleet: Fleet,
         proxy: Proxy,
+        tokenizer: Tokenizer,
         pages: Pages,
         metrics: Metrics,
         log: EventLog,
@@ -55,6 +57,7 @@ class Handlers:
         self._config = config
         self._fleet = fleet
         self._proxy = proxy
+        self._tokenizer = tokenizer
         self._pages = pages
         self._metrics = metrics
         self._log = log
@@ -132,7 +135,7 @@ class Handlers:
         call = await self._call(request, client, record)
         dispatcher = self._fleet.find(_model(call.ask, request), call.route)
         record.model = dispatcher.pool.model
-        await self._proxy.serve_unleased(call, dispatcher, client, record)
+        await self._tokenizer.serve(call, dispatcher, client, record)
 
     async def _call(self, request: web.BaseRequest, client: HttpClient, record: Record) -> Call:
         queue_deadline_s = record.arrived_s + self._config.queue.timeout_s

@@ -65,6 +65,15 @@ class Metrics:
         self._resumes = counter(
             "resumes", "Streams that broke off: resumed, completed or refused.", "model", "outcome"
         )
+        self._hedges = counter(
+            "hedges", "Calls asked of a second replica: its answer won, or not.", "model", "outcome"
+        )
+        self._saved_s = counter(
+            "gpu_seconds_saved",
+            "Replica-seconds of work that nobody awaited any more and that was cancelled, by what "
+            "calls usually take and how many run together.",
+            "model",
+        )
         self._sheds = counter("sheds", "Calls refused for load.", "reason")
         self._cancels = counter("cancellations", "Calls whose client left.", "phase")
         self._ejections = counter("ejections", "Ejections after failed calls.", "replica")
@@ -95,6 +104,12 @@ class Metrics:
 
     def resumed(self, model: str, outcome: str) -> None:
         self._resumes[model, outcome].inc()
+
+    def hedged(self, model: str, outcome: str) -> None:
+        self._hedges[model, outcome].inc()
+
+    def saved(self, model: str, seconds: float) -> None:
+        self._saved_s[model].inc(seconds)
 
     def cancelled(self, phase: str) -> None:
         self._cancels[phase].inc()

@@ -1,4 +1,4 @@
-"""One call, straight through: acquire -> open -> relay -> release -> retry?
+"""One call, straight through: acquire -> send -> deliver -> release -> retry?
 
 The only way back up is from a failed attempt to another one: for the whole answer until the first
 event has reached the client, and after that for the rest of it (`resume`). What cannot be served is
@@ -8,13 +8,13 @@ an engine's events mean (dialects).
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine
 from functools import partial
+from math import inf
 
 from router.call import Call
-from router.config import ResumeConfig, RetryConfig, TimeoutConfig
-from router.dialects import Dialect
+from router.config import RouterConfig
+from router.delivery import Delivery
 from router.dispatcher import Dispatcher
 from router.edge import Client
 from router.errors import (
@@ -29,79 +29,54 @@ from router.errors import (
     UpstreamBroken,
     UpstreamTimeout,
 )
-from router.exchange import MAX_HELD_BYTES, Exchange, Limit
+from router.exchange import Limit
 from router.health import Event
 from router.lease import Lease, Outcome, Report
 from router.metrics import Metrics
 from router.pool import Pool
 from router.record import Record
-from router.relay import Plain, Relay, StreamOpener, reply_headers
+from router.relay import Relay, StreamOpener
 from router.replica import Replica
 from router.resume import Ledger, NotResumable, Transcript
 from router.retry import (
     PROGRESS_EVENTS,
     WAVE_S,
-    Attempts,
     RetryBudget,
     Scene,
     Step,
     next_step,
     trial_step,
 )
+from router.service import Service, Started
+from router.tasks import Tasks
+from router.tokenizer import Tokenizer
 from router.upstream import Upstream
-
-TOKENIZE_TIMEOUT_S = 30.0
-MAX_TOKENS_REPLY_BYTES = 16 * MAX_HELD_BYTES
-"""A tokenizer's reply is many times its request."""
-
-
-COUNT_TIMEOUT_S = 2.0
-"""For the tokenizer to say how long a text is, before a stream is continued."""
-
-
-@dataclass(slots=True)
-class Service:
-    """One call being served: what all its steps share."""
-
-    call: Call
-    dispatcher: Dispatcher
-    client: Client
-    record: Record
-    opener: StreamOpener
-    relay: Relay
-    wish: Call
-    """What is asked of the next replica: the call, or the rest of its answer."""
-    attempts: Attempts = field(default_factory=Attempts)
-    broken: Transcript | None = None
-    """What the client has of an answer that broke off, to be continued."""
-    events_before: int = 0
-    """Events the client had when the attempt began."""
 
 
 class Proxy:
     def __init__(
         self,
         upstream: Upstream,
-        timeouts: TimeoutConfig,
-        retries: RetryConfig,
-        resume: ResumeConfig,
+        tokenizer: Tokenizer,
+        config: RouterConfig,
         metrics: Metrics,
+        tasks: Tasks,
         clock: Callable[[], float],
     ) -> None:
         self._upstream = upstream
-        self._timeouts = timeouts
-        self._retries = retries
-        self._resume = resume
-        self._budget = RetryBudget(retries.budget_share)
+        self._tokenizer = tokenizer
+        self._config = config
+        self._delivery = Delivery(config.timeouts, metrics, clock)
+        self._budget = RetryBudget(config.retries.budget_share)
         self._metrics = metrics
+        self._tasks = tasks
         self._clock = clock
-        self._turn = 0
 
     async def serve(
         self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
     ) -> None:
         """The client has its whole answer when this returns; raises RouterError when it cannot."""
-        opener = StreamOpener(record, client, self._timeouts.stream_open_after_s)
+        opener = StreamOpener(record, client, self._config.timeouts.stream_open_after_s)
         relay = Relay(client, Ledger(partial(self._transcript, call, dispatcher.pool)))
         try:
             await self._attempts(Service(call, dispatcher, client, record, opener, relay, call))
@@ -109,25 +84,19 @@ class Proxy:
             opener.close()
         self._budget.earn()
 
-    def _transcript(self, call: Call, pool: Pool) -> Transcript:
-        """Raises NotResumable."""
-        if not self._resume.enabled:
-            raise NotResumable("that is switched off (router.resume.enabled)")
-        return pool.dialect.transcript(call, pool.info, seeded=self._resume.seeded)
-
     async def _attempts(self, service: Service) -> None:
-        record, attempts = service.record, service.attempts
+        record = service.record
         step: Step | None = None
         while True:
             record.phase = "queue"
             service.opener.watch()
             lease = await service.dispatcher.acquire(
-                service.wish, attempts, is_retry=step is not None, at_head=step is not Step.AGAIN
+                service.wish,
+                service.attempts,
+                is_retry=step is not None,
+                at_head=step is not Step.AGAIN,
             )
-            attempts.count = record.attempts = attempts.count + 1
-            record.queue_s += lease.waited_s
-            record.replica = lease.replica.id
-            service.events_before = service.relay.events
+            self._count(service, lease)
             try:
                 await self._attempt(service, lease)
                 return
@@ -135,10 +104,183 @@ class Proxy:
                 step = self._after(service, lease, error)
                 if step is Step.GIVE_UP:
                     return self._give_up(service, error)
+            if step is Step.COMPLETE:
+                return await self._complete(service)
             if step is Step.ALONE:
                 step = await self._quiet(service)
-            elif step is Step.COMPLETE:
-                return await self._completed(service)
+
+    def _count(self, service: Service, lease: Lease) -> None:
+        record, attempts = service.record, service.attempts
+        attempts.count = record.attempts = attempts.count + 1
+        record.queue_s += lease.waited_s
+        record.replica = lease.replica.id
+        service.events_before = service.relay.events
+
+    async def _attempt(self, service: Service, lease: Lease) -> None:
+        """One try at one replica, or at two when the first falls silent; its lease ends with it."""
+        record, pool = service.record, service.dispatcher.pool
+        outcome, started = Outcome.ABANDONED, None
+        try:
+            record.phase = "prefill"
+            started = await self._send(service, lease)
+            if not started.exchange.is_ready:
+                started = await self._race(service, started)
+                lease = started.lease
+                record.replica = lease.replica.id
+            self._judge(service.call, started)
+            service.opener.close()
+            record.phase = "relay"
+            record.report = await self._delivery.deliver(service, started)
+            outcome = self._told(service, lease)
+        except RouterError as error:
+            outcome = self._failed(service, lease, error)
+            raise
+        except asyncio.CancelledError:
+            if record.is_told:  # many clients leave at the last word, not at the end of the body
+                outcome = self._told(service, lease)
+            raise
+        finally:
+            if outcome is Outcome.DONE:
+                pool.on_event(lease.replica, Event.CALL_OK, "call served")
+            self._end(service, lease, started, outcome)
+
+    async def _send(self, service: Service, lease: Lease) -> Started:
+        """The request sent, and its reply ready to be judged, unless it came into doubt first."""
+        call, seam = service.call, None
+        if service.broken is not None:
+            counted = await self._tokenizer.count(service.broken.question(), lease.replica)
+            continuation = service.broken.continued(counted)
+            call, seam = continuation.call, continuation.seam
+        exchange = await self._upstream.send(
+            lease.replica,
+            "POST",
+            call.route,
+            call.headers,
+            call.body,
+            limit=self._limit(call),
+            doubt_at_s=self._doubt_at_s(lease),
+        )
+        return Started(lease, exchange, seam)
+
+    def _limit(self, call: Call) -> Limit:
+        first_s = self._config.timeouts.first_event_s if call.ask.stream else None
+        if first_s is not None and self._clock() + first_s < call.deadline_s:
+            error = UpstreamTimeout(f"the replica sent no event within {first_s:g} s")
+            return self._clock() + first_s, error
+        return call.deadline_s, CallTimeout("the call's deadline passed before its answer")
+
+    def _doubt_at_s(self, lease: Lease) -> float:
+        """When a stream's first event is later than this replica's ever are."""
+        if not lease.call.ask.stream:
+            return inf
+        now_s, pace = self._clock(), lease.replica.pace
+        return now_s + pace.first_token_deadline_s(lease.cost.input_tokens, now_s)
+
+    def _judge(self, call: Call, started: Started) -> None:
+        """Raises what the reply means, if that is no answer."""
+        exchange, dialect = started.exchange, started.lease.replica.dialect
+        head = exchange.head
+        error: RouterError | None = None
+        if head is None:
+            error = ReplicaLost("the replica closed the connection without a reply")
+        elif exchange.is_stream and not (event := exchange.first_event()):
+            error = UpstreamBroken("the replica ended its stream before the first event")
+        elif exchange.is_stream:
+            error = dialect.failure(event)
+        elif exchange.is_done:  # else it is too large to hold: its length is the only check left
+            error = dialect.refusal(head.status, dict(head.fields), exchange.body(), call.route)
+        if error is not None:
+            raise error
+
+    # ---- two at a time ----
+
+    async def _race(self, service: Service, first: Started) -> Started:
+        """Nothing comes from the replica: another is asked too, and who answers first counts.
+
+        Raises how the first failed when neither answers; it is then still the caller's to end.
+        """
+        limit = self._limit(service.call)
+        if not self._may_hedge(service, first.lease.replica):
+            await first.exchange.opened(limit)
+            return first
+        name, winner = f"call {service.call.id}", None
+        own = self._tasks.spawn(_outcome(_opened(first, limit)), f"{name}, first")
+        second = self._tasks.spawn(_outcome(self._second(service, first, limit)), f"{name}, second")
+        try:
+            winner = await _first_good(own, second)
+            self._metrics.hedged(service.record.model, "kept" if winner is first else "won")
+            return winner
+        finally:
+            own.cancel()
+            second.cancel()
+            await asyncio.wait((own, second))
+            losers = {first} if winner is not None else set()
+            if not second.cancelled() and isinstance(rival := second.result(), Started):
+                losers.add(rival)
+            for loser in losers - {winner}:
+                self._end(service, loser.lease, loser, Outcome.ABANDONED)
+
+    def _may_hedge(self, service: Service, silent: Replica) -> bool:
+        pool = service.dispatcher.pool
+        others = any(replica.is_usable for replica in pool if replica is not silent)
+        return others and self._budget_for(pool).spend()
+
+    async def _second(self, service: Service, first: Started, limit: Limit) -> Started:
+        """A second attempt beside the first; its lease ends here unless it has a good reply."""
+        silent = first.lease.replica
+        service.attempts.excluded |= {silent.id}
+        lease = await service.dispatcher.acquire(service.wish, service.attempts, is_retry=True)
+        service.attempts.count += 1
+        service.record.attempts = service.attempts.count
+        started = None
+        try:
+            if lease.replica is silent:
+                raise NoReplica("there is no other replica")
+            started = await self._send(service, lease)
+            await started.exchange.opened(limit)
+            self._judge(service.call, started)
+            return started
+        except BaseException as error:
+            outcome = Outcome.ABANDONED
+            if isinstance(error, RouterError):
+                outcome = self._failed(service, lease, error)
+            self._end(service, lease, started, outcome)
+            raise
+
+    # ---- after an attempt ----
+
+    def _end(
+        self, service: Service, lease: Lease, started: Started | None, outcome: Outcome
+    ) -> None:
+        """The one way out of an attempt: nothing runs on for it, and its place is free."""
+        if started is not None:
+            started.exchange.close()
+        dispatcher = service.dispatcher
+        if outcome is Outcome.ABANDONED:
+            left_s = dispatcher.service_s - (self._clock() - lease.granted_s)
+            share = max(1, lease.replica.load.requests)
+            self._metrics.saved(dispatcher.pool.model, max(0.0, left_s) / share)
+        self._metrics.attempted(lease.replica, outcome.value)
+        dispatcher.release(lease, outcome, _learned(service, outcome))
+
+    def _told(self, service: Service, lease: Lease) -> Outcome:
+        """The client has its answer, or the engine's own error event, relayed as it was sent."""
+        error = service.record.error
+        return self._failed(service, lease, error) if error else Outcome.DONE
+
+    def _failed(self, service: Service, lease: Lease, error: RouterError) -> Outcome:
+        """One call blames at most one replica for failing; a refused connection is a fact."""
+        pool, attempts, replica = service.dispatcher.pool, service.attempts, lease.replica
+        if isinstance(error, ConnectFailed) and not isinstance(error, ConnectTimeout):
+            pool.on_event(replica, Event.REFUSED, error.message)
+        elif error.hurts_health and not attempts.has_blamed:
+            attempts.has_blamed = True
+            pool.on_event(replica, Event.CALL_FAIL, error.message)
+        if isinstance(error, ReplicaLost):
+            pool.on_event(replica, Event.LOST, error.message)
+        if error.hurts_health:
+            return Outcome.FAILED
+        return Outcome.SHED if error.retry is Retry.ELSEWHERE else Outcome.ABANDONED
 
     def _after(self, service: Service, lease: Lease, error: RouterError) -> Step:
         """How to go on after a failed attempt; raises PoisonCall when the call is the cause."""
@@ -161,20 +303,50 @@ class Proxy:
         return step
 
     def _next_step(self, service: Service, lease: Lease, error: RouterError) -> Step:
-        attempts = service.attempts
-        if service.relay.events - service.events_before >= PROGRESS_EVENTS:
+        attempts, pool = service.attempts, service.dispatcher.pool
+        if service.fresh_events >= PROGRESS_EVENTS:
             attempts.got_further()
-        slots = max((replica.room.requests for replica in service.dispatcher.pool), default=0)
-        self._budget.burst = max(16.0, slots)
         scene = Scene(
             replica=lease.replica.id,
             now_s=self._clock(),
-            lost=self._lost(service),
+            lost=self._lost(pool),
             is_stuck=service.record.is_committed and service.broken is None,
         )
-        return next_step(error, attempts, self._budget, self._retries, scene)
+        return next_step(error, attempts, self._budget_for(pool), self._config.retries, scene)
+
+    def _budget_for(self, pool: Pool) -> RetryBudget:
+        """It covers what the loss of one replica may cost."""
+        slots = max((replica.room.requests for replica in pool), default=0)
+        self._budget.burst = max(16.0, slots)
+        return self._budget
+
+    async def _quiet(self, service: Service) -> Step:
+        """A suspect waits a moment before its trial: if all replicas are dying, that shows."""
+        record, now_s = service.record, self._clock()
+        record.phase = "queue"
+        quiet_s = min(service.attempts.quiet_until_s, service.call.deadline_s) - now_s
+        await asyncio.sleep(max(0.0, quiet_s))
+        record.queue_s += self._clock() - now_s
+        return trial_step(service.attempts, self._lost(service.dispatcher.pool))
+
+    def _lost(self, pool: Pool) -> frozenset[str]:
+        return pool.lost_since(self._clock() - WAVE_S)
+
+    def _give_up(self, service: Service, error: RouterError) -> None:
+        """Raises the error, unless the engine has told it to the client in its own words."""
+        if not service.relay.unsent:
+            raise error
+        service.record.error = error
+        service.client.write(service.relay.unsent)
+        service.client.end()
 
     # ---- an answer that broke off ----
+
+    def _transcript(self, call: Call, pool: Pool) -> Transcript:
+        """Raises NotResumable."""
+        if not self._config.resume.enabled:
+            raise NotResumable("that is switched off (router.resume.enabled)")
+        return pool.dialect.transcript(call, pool.info, seeded=self._config.resume.seeded)
 
     def _broken(self, service: Service, error: RouterError) -> Transcript | None:
         """What the client has, if the rest can be asked elsewhere; else the error says why not."""
@@ -190,304 +362,52 @@ class Proxy:
             return None
         return transcript
 
-    async def _completed(self, service: Service) -> None:
+    async def _complete(self, service: Service) -> None:
         """All was generated; what the stream lacks of its end is said by the router."""
         assert service.broken is not None
         counted = None
         for replica in service.dispatcher.pool:
             if replica.is_usable and counted is None:
                 with contextlib.suppress(RouterError):
-                    counted = await self._counted(service.broken, replica)
+                    counted = await self._tokenizer.count(service.broken.question(), replica)
         if words := service.broken.last_words(counted):
             service.client.write(words)
         service.client.end()
-        service.record.events = service.relay.events
         self._metrics.resumed(service.record.model, "completed")
 
-    def _give_up(self, service: Service, error: RouterError) -> None:
-        """Raises the error, unless the engine has told it to the client in its own words."""
-        if not service.relay.unsent:
-            raise error
-        service.record.error = error
-        service.client.write(service.relay.unsent)
-        service.client.end()
 
-    async def _counted(self, broken: Transcript, replica: Replica) -> int | None:
-        """Asks the replica what the transcript wants to know; None where it does not tell.
+def _learned(service: Service, outcome: Outcome) -> Report:
+    """What an attempt teaches: of a continued answer, only its own part."""
+    if outcome is not Outcome.DONE:
+        return Report()
+    if service.broken is None:
+        return service.record.report
+    return Report(generated_tokens=max(1, service.fresh_events))
 
-        Raises RouterError when the replica fails.
-        """
-        question = broken.question()
-        if question is None:
-            return None
-        error = UpstreamTimeout(f"{replica.id} did not tokenize in time")
-        exchange = await self._upstream.send(
-            replica,
-            "POST",
-            question.path,
-            body=question.body,
-            limit=(self._clock() + COUNT_TIMEOUT_S, error),
-            max_held_bytes=MAX_TOKENS_REPLY_BYTES,
-        )
-        try:
-            is_answer = exchange.head is not None and exchange.head.status == 200
-            return replica.dialect.counted(exchange.body()) if is_answer else None
-        finally:
-            exchange.close()
 
-    async def _quiet(self, service: Service) -> Step:
-        """A suspect waits a moment before its trial: if all replicas are dying, that shows."""
-        record, now_s = service.record, self._clock()
-        record.phase = "queue"
-        quiet_s = min(service.attempts.quiet_until_s, service.call.deadline_s) - now_s
-        await asyncio.sleep(max(0.0, quiet_s))
-        record.queue_s += self._clock() - now_s
-        return trial_step(service.attempts, self._lost(service))
+async def _opened(started: Started, limit: Limit) -> Started:
+    await started.exchange.opened(limit)
+    return started
 
-    def _lost(self, service: Service) -> frozenset[str]:
-        return service.dispatcher.pool.lost_since(self._clock() - WAVE_S)
 
-    async def _attempt(self, service: Service, lease: Lease) -> None:
-        """One try at one replica; its lease ends with it, whichever way."""
-        record, pool = service.record, service.dispatcher.pool
-        outcome, exchange = Outcome.ABANDONED, None
-        try:
-            record.phase = "prefill"
-            exchange = await self._open(service, lease)
-            service.opener.close()
-            record.phase = "relay"
-            record.report = await self._relay(service, lease, exchange)
-            outcome = self._told(service, lease)
-        except RouterError as error:
-            outcome = self._failed(service, lease, error)
-            raise
-        except asyncio.CancelledError:
-            if record.is_told:  # many clients leave at the last word, not at the end of the body
-                outcome = self._told(service, lease)
-            raise
-        finally:
-            if exchange is not None:
-                exchange.close()
-            if outcome is Outcome.DONE:
-                pool.on_event(lease.replica, Event.CALL_OK, "call served")
-            self._metrics.attempted(lease.replica, outcome.value)
-            service.dispatcher.release(lease, outcome, self._learned(service, outcome))
+async def _outcome(attempt: Coroutine[None, None, Started]) -> Started | RouterError:
+    """What came of it, for somebody who waits for two."""
+    try:
+        return await attempt
+    except RouterError as error:
+        return error
 
-    def _learned(self, service: Service, outcome: Outcome) -> Report:
-        """What the attempt teaches: of a continued answer, only its own part."""
-        report = service.record.report
-        if outcome is not Outcome.DONE:
-            return Report()
-        if service.broken is None:
-            return report
-        return Report(generated_tokens=max(1, service.relay.events - service.events_before))
 
-    async def _open(self, service: Service, lease: Lease) -> Exchange:
-        """The request sent and its reply judged: what comes back may be relayed."""
-        call, seam = service.call, None
-        if service.broken is not None:
-            counted = await self._counted(service.broken, lease.replica)
-            continuation = service.broken.continued(counted)
-            call, seam = continuation.call, continuation.seam
-        service.relay.begin(lease.replica.dialect, seam)
-        exchange = await self._upstream.send(
-            lease.replica, "POST", call.route, call.headers, call.body, limit=self._limit(call)
-        )
-        try:
-            error = self._judge(call, exchange, lease.replica)
-            if error is not None:
-                raise error
-        except BaseException:
-            exchange.close()
-            raise
-        return exchange
-
-    def _limit(self, call: Call) -> Limit:
-        first_s = self._timeouts.first_event_s if call.ask.stream else None
-        if first_s is not None and self._clock() + first_s < call.deadline_s:
-            error = UpstreamTimeout(f"the replica sent no event within {first_s:g} s")
-            return self._clock() + first_s, error
-        return call.deadline_s, CallTimeout("the call's deadline passed before its answer")
-
-    def _judge(self, call: Call, exchange: Exchange, replica: Replica) -> RouterError | None:
-        head, dialect = exchange.head, replica.dialect
-        if head is None:
-            return ReplicaLost("the replica closed the connection without a reply")
-        if exchange.is_stream:
-            event = exchange.first_event()
-            if not event:
-                return UpstreamBroken("the replica ended its stream before the first event")
-            return dialect.failure(event)
-        if not exchange.is_done:
-            return None  # too large to hold: its length is the only check left
-        return dialect.refusal(head.status, dict(head.fields), exchange.body(), call.route)
-
-    # ---- the reply ----
-
-    async def _relay(self, service: Service, lease: Lease, exchange: Exchange) -> Report:
-        record, client, dialect = service.record, service.client, lease.replica.dialect
-        head = exchange.head
-        assert head is not None
-        if not record.is_committed:
-            record.is_committed = True
-            record.first_event_s = self._clock() - record.arrived_s
-        if exchange.is_stream:
-            service.dispatcher.first_token(lease)
-            return await self._relay_stream(service, lease, exchange)
-        if client.has_started:  # the head is out: only events can follow, or an error
-            raise self._no_stream(dialect, exchange)
-        record.status = head.status
-        if head.status >= 400 and exchange.is_done:
-            record.told = dialect.refused(head.status, exchange.body())
-        body = exchange.body() if exchange.is_done else b""
-        report = dialect.report(dict(head.fields), body)
-        if exchange.is_done:
-            client.send(head.status, reply_headers(head, record), body)
-            return report
-        client.start(head.status, reply_headers(head, record))
-        try:
-            await self._forward(service.call, exchange, Plain(client))
-        except RouterError:
-            client.cut()  # no error can be put into half a document
-            raise
-        client.end()
-        return report
-
-    async def _relay_stream(self, service: Service, lease: Lease, exchange: Exchange) -> Report:
-        record, client = service.record, service.client
-        assert exchange.head is not None
-        first_token_s = self._clock() - lease.granted_s
-        if not client.has_started:
-            record.status = exchange.head.status
-            client.start(record.status, reply_headers(exchange.head, record))
-        relay = service.relay
-        if lease.alone:
-            relay.when_further(PROGRESS_EVENTS, partial(self._cleared, service, lease))
-        try:
-            await self._forward(service.call, exchange, relay)
-        except asyncio.CancelledError:
-            record.is_told = self._ended(service, lease, relay, first_token_s)
-            raise
-        except RouterError as error:  # of a replica's failure behind its last word nobody is told
-            last_word = lease.replica.dialect.ending(service.call.route, relay.last).is_last_word
-            if not (last_word and error.hurts_health):
-                raise
-        finally:
-            record.events = relay.events
-            if not exchange.is_aligned:
-                relay.ledger.give_up("one of its events was too large to be kept")
-        if exchange.tail or not self._ended(service, lease, relay, first_token_s):
-            raise UpstreamBroken("the replica ended its stream before the answer was whole")
-        client.end()
-        if service.broken is not None:
-            self._metrics.resumed(record.model, "resumed")
-        return record.report
-
-    def _no_stream(self, dialect: Dialect, exchange: Exchange) -> RouterError:
-        """What a whole reply to a stream's call means once its client has a head."""
-        assert exchange.head is not None
-        if exchange.head.status < 400:
-            return UpstreamBroken("the replica answered a stream's call with no stream")
-        return dialect.refused(exchange.head.status, exchange.body())
-
-    def _cleared(self, service: Service, lease: Lease) -> None:
-        """A suspect that got further than it ever did need not be alone any more."""
-        service.attempts.got_further()
-        service.dispatcher.share(lease)
-
-    def _ended(self, service: Service, lease: Lease, relay: Relay, first_token_s: float) -> bool:
-        """Whether the last word is out; if so, what it was is on the record."""
-        record = service.record
-        ending = lease.replica.dialect.ending(service.call.route, relay.last)
-        if not ending.is_whole:
-            return False
-        record.error = ending.error
-        if ending.error is not None and record.is_stream:
-            self._metrics.resumed(record.model, "refused")
-        tokens = ending.generated_tokens or max(0, relay.events - ending.other_events)
-        spent_s = self._clock() - lease.granted_s - first_token_s
-        is_one = service.broken is None  # of several parts, the pauses between would count
-        record.report = Report(
-            prompt_tokens=ending.prompt_tokens,
-            generated_tokens=tokens,
-            first_token_s=first_token_s,
-            between_tokens_s=spent_s / (tokens - 1) if is_one and tokens > 1 else None,
-        )
-        return True
-
-    async def _forward(self, call: Call, exchange: Exchange, sink: Relay | Plain) -> None:
-        """Until the replica has sent everything and the client has taken it."""
-        silence_s = self._timeouts.between_events_s
-        while True:
-            await exchange.forwarded(sink, silence_s, call.deadline_s)
-            if not exchange.is_paused:
-                return
-            await sink.client.drain(silence_s)
-            exchange.resume()
-
-    # ---- after an attempt ----
-
-    def _told(self, service: Service, lease: Lease) -> Outcome:
-        """The client has its answer, or the engine's own error event, relayed as it was sent."""
-        error = service.record.error
-        return self._failed(service, lease, error) if error else Outcome.DONE
-
-    def _failed(self, service: Service, lease: Lease, error: RouterError) -> Outcome:
-        """One call blames at most one replica for failing; a refused connection is a fact."""
-        pool, attempts, replica = service.dispatcher.pool, service.attempts, lease.replica
-        if isinstance(error, ConnectFailed) and not isinstance(error, ConnectTimeout):
-            pool.on_event(replica, Event.REFUSED, error.message)
-        elif error.hurts_health and not attempts.has_blamed:
-            attempts.has_blamed = True
-            pool.on_event(replica, Event.CALL_FAIL, error.message)
-        if isinstance(error, ReplicaLost):
-            pool.on_event(replica, Event.LOST, error.message)
-        if error.hurts_health:
-            return Outcome.FAILED
-        return Outcome.SHED if error.retry is Retry.ELSEWHERE else Outcome.ABANDONED
-
-    # ---- tokenizer routes ----
-
-    async def serve_unleased(
-        self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
-    ) -> None:
-        """No generation, so no lease; any usable replica answers, in turn.
-
-        Raises RouterError when none does.
-        """
-        usable = [replica for replica in dispatcher.pool if replica.is_usable]
-        self._turn += 1
-        error: RouterError = NoReplica("no replica is ready to tokenize", retry_after_s=1)
-        for i in range(len(usable)):
-            replica = usable[(self._turn + i) % len(usable)]
-            record.replica, record.attempts, record.phase = replica.id, i + 1, "relay"
-            try:
-                await self._tokenized(call, replica, client, record)
-                return
-            except RouterError as failure:
-                if failure.retry is Retry.NEVER:
-                    raise
-                error = failure
-        raise error
-
-    async def _tokenized(
-        self, call: Call, replica: Replica, client: Client, record: Record
-    ) -> None:
-        limit_s = min(call.deadline_s, self._clock() + TOKENIZE_TIMEOUT_S)
-        exchange = await self._upstream.send(
-            replica,
-            "POST",
-            call.route,
-            call.headers,
-            call.body,
-            limit=(limit_s, UpstreamTimeout(f"{replica.id} did not tokenize in time")),
-            max_held_bytes=MAX_TOKENS_REPLY_BYTES,
-        )
-        try:
-            head = exchange.head
-            if head is None or head.status >= 500 or not exchange.is_done:
-                raise UpstreamBroken(f"{replica.id} gave no whole answer")
-            record.status = head.status
-            client.send(head.status, reply_headers(head, record), exchange.body())
-        finally:
-            exchange.close()
+async def _first_good(
+    own: "asyncio.Task[Started | RouterError]", second: "asyncio.Task[Started | RouterError]"
+) -> Started:
+    """Who has a reply first. Raises how the first failed if neither gets one."""
+    pending = {own, second}
+    while pending:
+        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in (own, second):
+            if task.done() and isinstance(result := task.result(), Started):
+                return result
+    failure = own.result()
+    assert isinstance(failure, RouterError)
+    raise failure

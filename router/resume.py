@@ -58,8 +58,10 @@ class Continuation:
 class Transcript(Protocol):
     """What one stream's client has received, in the terms of its format."""
 
-    is_finished: bool
-    """The finish reason is out: there is nothing left to generate."""
+    @property
+    def is_finished(self) -> bool:
+        """The finish reason is out: nothing is left that an engine would have to be asked for."""
+        ...
 
     def read(self, events: bytes) -> None:
         """More whole events that were relayed. Raises NotResumable."""

@@ -30,9 +30,10 @@ class Upstream:
         body: bytes = b"",
         *,
         limit: Limit | None = None,
+        doubt_at_s: float | None = None,
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> Exchange:
-        """Sends one request and waits until its reply can be judged.
+        """Sends one request and waits until its reply can be judged, or comes into doubt.
 
         An idle connection that the replica closed meanwhile is no failure of the replica: as long
         as no byte came back, the request is sent once more on a new connection.
@@ -42,7 +43,7 @@ class Upstream:
         kept = pool.take()
         if kept is not None:
             exchange = Exchange(self._loop, kept, replica, self._running, max_held_bytes)
-            if not await self._is_stale(exchange, kept, request, limit):
+            if not await self._is_stale(exchange, kept, request, limit, doubt_at_s):
                 return exchange
         try:
             connection = await pool.connect(self._connect_s)
@@ -50,7 +51,7 @@ class Upstream:
             error.was_sent = kept is not None
             raise
         exchange = Exchange(self._loop, connection, replica, self._running, max_held_bytes)
-        await self._opened(exchange, connection, request, limit)
+        await self._opened(exchange, connection, request, limit, doubt_at_s)
         return exchange
 
     async def _is_stale(
@@ -59,10 +60,11 @@ class Upstream:
         connection: Connection,
         request: tuple[bytes, bytes],
         limit: Limit | None,
+        doubt_at_s: float | None,
     ) -> bool:
         sent_s = self._loop.time()
         try:
-            await self._opened(exchange, connection, request, limit)
+            await self._opened(exchange, connection, request, limit, doubt_at_s)
         except ReplicaLost:
             is_late = self._loop.time() - sent_s > STALE_WITHIN_S
             if exchange.has_bytes or is_late or exchange.replica.is_gone:
@@ -76,10 +78,11 @@ class Upstream:
         connection: Connection,
         request: tuple[bytes, bytes],
         limit: Limit | None,
+        doubt_at_s: float | None,
     ) -> None:
         connection.send(exchange, *request)
         try:
-            await exchange.opened(limit)
+            await exchange.opened(limit, doubt_at_s)
         except BaseException:
             exchange.close()
             raise
@@ -121,6 +124,12 @@ class Upstream:
         for exchange in list(self._running) if has_died else []:
             if exchange.replica is replica:
                 exchange.on_failure(ReplicaLost("a later generation of the replica runs"))
+
+    def doubt(self, replica: Replica) -> None:
+        """The replica says nothing any more: its calls may be better off elsewhere."""
+        for exchange in list(self._running):
+            if exchange.replica is replica:
+                exchange.doubt()
 
     def fail_all(self, error: RouterError) -> None:
         """Ends every request in flight with this error."""

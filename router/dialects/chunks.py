@@ -2,9 +2,10 @@
 
 The engines differ in few things, which `Manner` names. Rules at the seam (see `resume`):
 
- - a chat is continued by ending its messages with the assistant's text so far. TGI does that from
-   3.0 on and llama-server of itself, vLLM when told (`continue_final_message`). All but that
-   cut the white space at its end: it comes again, and is dropped here;
+ - a chat is continued by ending its messages with the assistant's text so far. TGI, from 3.0 on,
+   and vLLM, when told (`continue_final_message`), cut the white space at its end: it comes again,
+   and is dropped here. llama-server cuts nothing, but newer builds begin their answer with that
+   text;
  - vLLM and llama-server hold back what may be the start of a stop sequence, so none begins before
    the seam; TGI does not: there the router looks for it;
  - TGI sends a chunk for each token; the others may put several into one, so what the text so far
@@ -59,6 +60,8 @@ class Manner:
     """A chunk for each token, whether it has text or not; else several may share one."""
     is_told_to_continue: bool = False
     """Wants `continue_final_message`, and answers a last message of the assistant's otherwise."""
+    may_echo: bool = False
+    """May begin a continued message with what it was given of it."""
     finds_stops: bool = True
     """Never sends the start of a stop sequence."""
     ends_with_done: bool = True
@@ -85,7 +88,8 @@ class ChunkTranscript:
         self.form: dict[str, Any] = {}
         """A chunk's fields outside `choices` and `usage`, for chunks of our own."""
         self.prefix = b"data: "
-        self.is_finished = False
+        self.finish = ""
+        """Its finish reason, once that is out."""
         self._has_usage = False
         self._has_done = False
         _check(call, self.values, seeded=seeded)
@@ -147,20 +151,25 @@ class ChunkTranscript:
         text = text_of(choice)
         if text or self.manner.token_each:
             self.so_far.add(text)
-        self.is_finished = bool(choice.get("finish_reason"))
+        self.finish = str(choice.get("finish_reason") or "")
+
+    @property
+    def is_finished(self) -> bool:
+        """There is nothing left that only an engine could tell."""
+        owes_usage = self.wants_usage and not self._has_usage and not self.manner.token_each
+        return bool(self.finish) and not owes_usage
 
     # ---- what is asked next ----
 
     def question(self) -> Question | None:
         manner, values = self.manner, self.values
         if manner.token_each:
-            if not (self.wants_usage or manner.tells_usage) or (self.is_finished and self._is_told):
+            is_wanted = self.wants_usage or manner.tells_usage
+            if not is_wanted or not manner.count_prompt or (self.finish and self._is_told):
                 return None
             prompt = values if self.is_chat else {"inputs": self._prompt()}
-            return (
-                Question(manner.count_prompt, orjson.dumps(prompt)) if manner.count_prompt else None
-            )
-        text = self.so_far.prompt
+            return Question(manner.count_prompt, orjson.dumps(prompt))
+        text = self._asked_text
         if self.is_finished or not text:
             return None
         plain = {"add_special_tokens": False, "add_special": False}
@@ -173,21 +182,32 @@ class ChunkTranscript:
     def _is_told(self) -> bool:
         return self._has_usage or not (self.wants_usage and self.manner.has_usage_chunk)
 
+    @property
+    def _asked_text(self) -> str:
+        """What the continued prompt ends with. Where only usage is missing, the last piece is left
+        out: the engine that generates it again tells what the answer came to."""
+        text = self.so_far.prompt
+        return text.removesuffix(self.so_far.last) if self.finish else text
+
     def kept(self, counted: int | None) -> int:
         """Tokens of the answer that the continued prompt holds."""
         if counted is not None and not self.manner.token_each:
             return counted
-        return self.so_far.tokens - self.so_far.again
+        return max(0, self.so_far.tokens - self.so_far.again - bool(self.finish))
 
     def continued(self, counted: int | None) -> Continuation:
-        kept, limit, text = self.kept(counted), self.max_tokens, self.so_far.prompt
-        is_spent = limit is not None and kept >= limit
-        if limit is not None and kept >= limit:
-            kept, text = limit - 1, text.removesuffix(self.so_far.last)
+        kept, limit, text = self.kept(counted), self.max_tokens, self._asked_text
+        left = None if limit is None else limit - kept
+        is_spent = bool(self.finish) or (left is not None and left <= 0)
+        if self.finish:
+            again = len(self.so_far.last) + 1  # tokens it can have, and the end of the text
+            left = again if left is None else max(1, min(left, again))
+        elif is_spent:  # only an engine can tell what follows the last token
+            kept, left, text = max(0, kept - 1), 1, text.removesuffix(self.so_far.last)
         body = {**self.values, **self._continued_prompt(text)}
-        if limit is not None:
+        if left is not None:
             given = [key for key in LIMITS if body.get(key) is not None] or [LIMITS[0]]
-            body |= dict.fromkeys(given, limit - kept)
+            body |= dict.fromkeys(given, left)
         if least := count(body, "min_tokens"):
             body["min_tokens"] = max(0, least - kept)
         if cut := count(body, "truncate_prompt_tokens"):
@@ -195,7 +215,7 @@ class ChunkTranscript:
         ask = replace(
             self.call.ask,
             input_chars=self.call.ask.input_chars + len(text),
-            new_tokens=self.call.ask.new_tokens if limit is None else limit - kept,
+            new_tokens=self.call.ask.new_tokens if left is None else left,
         )
         call = replace(self.call, ask=ask, body=orjson.dumps(body))
         return Continuation(call, ChunkSeam(self, kept, counted, is_spent=is_spent))
@@ -209,6 +229,8 @@ class ChunkTranscript:
         is_begun = messages[-1].get("role") == "assistant"
         if self.manner.is_told_to_continue:
             is_begun = is_begun and self.values.get("continue_final_message") is True
+        if is_begun and self.manner.may_echo:
+            raise NotResumable("the engine may repeat the message that the client began")
         if is_begun and not isinstance(messages[-1].get("content"), str):
             raise NotResumable("the message that it continues is no plain text")
         if is_begun:
@@ -253,6 +275,7 @@ class ChunkSeam:
         stops = () if manner.finds_stops else stops_of(before.values.get("stop"))
         self._watch = StopWatch(stops, before.so_far.prompt)
         self._has_begun = bool(before.form)
+        self._echo = before.so_far.prompt if before.is_chat and manner.may_echo else ""
 
     def mend(self, events: bytes) -> bytes:
         found = sse.events(events)
@@ -280,8 +303,10 @@ class ChunkSeam:
     def _take(self, choice: dict[str, Any]) -> bool:
         """Takes one choice in; false: the client has had it."""
         token_each = self._before.manner.token_each
-        text, is_last = text_of(choice), bool(choice.get("finish_reason"))
+        text, is_last = self._unechoed(choice), bool(choice.get("finish_reason"))
         delta = an_object(choice.get("delta"))
+        if is_last and self._before.finish:
+            return False
         if not text and not token_each and not is_last:
             return not (self._has_begun and "role" in delta)  # it opens the message once more
         fresh = None if self._is_spent else self._replay.take(text)
@@ -299,6 +324,16 @@ class ChunkSeam:
             choice["finish_reason"] = "length"
         self.is_over = bool(choice.get("finish_reason"))
         return True
+
+    def _unechoed(self, choice: dict[str, Any]) -> str:
+        """Its text; the first one without what the engine repeats."""
+        text = text_of(choice)
+        if not text or not self._echo:
+            return text
+        fresh, self._echo = text.removeprefix(self._echo), ""
+        if fresh != text:
+            _put(choice, fresh)
+        return fresh
 
     def _renumber(self, told: dict[str, Any]) -> None:
         """The engine counts the text so far as prompt, and only what it has added as completion."""

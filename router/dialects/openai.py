@@ -73,7 +73,7 @@ QUEUED = re.compile(
 
 CONTINUED = ("/v1/chat/completions", "/v1/completions")
 VLLM = Manner(trims=True, token_each=False, is_told_to_continue=True)
-LLAMA = Manner(trims=False, token_each=False)
+LLAMA = Manner(trims=False, token_each=False, may_echo=True)
 """How the two stream chunks; Aphrodite is as vLLM."""
 
 LAST_TYPES = ("message_stop", "response.completed", "response.incomplete", "response.cancelled")

@@ -148,6 +148,12 @@ async def openai_app(app, openai_replicas):
 
 
 @pytest.fixture(scope="session")
+def fake():
+    """`fake("name")`: a module of tests/fakes."""
+    return load_fake
+
+
+@pytest.fixture(scope="session")
 def tgi():
     """`tgi("3.3.5", "bpe")`: what the simulator of that version streams, as a function."""
     return load_fake("pure_tgi").PureTgi

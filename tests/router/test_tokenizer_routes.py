@@ -21,7 +21,7 @@ async def test_a_reply_many_times_the_request_passes(app, wire, path):
 
 
 async def test_a_stopped_replica_does_not_hold_a_tokenizer_call(app, wire, monkeypatch):
-    monkeypatch.setattr("router.proxy.TOKENIZE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("router.tokenizer.TOKENIZE_TIMEOUT_S", 0.1)
     rig = await app(2, health={"interval_s": 1000, "eject_after": 1})
     rig.replicas[0].otherwise = [wire.STALL]
     replies = [await rig.post("/tokenize", TEXT) for _ in range(2)]
@@ -31,7 +31,7 @@ async def test_a_stopped_replica_does_not_hold_a_tokenizer_call(app, wire, monke
 
 
 async def test_when_every_replica_is_stopped_that_is_a_504(app, wire, monkeypatch):
-    monkeypatch.setattr("router.proxy.TOKENIZE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("router.tokenizer.TOKENIZE_TIMEOUT_S", 0.1)
     rig = await app(2, health={"interval_s": 1000})
     for replica in rig.replicas:
         replica.otherwise = [wire.STALL]

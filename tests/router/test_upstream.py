@@ -77,16 +77,15 @@ async def reference(rig):
 
 @pytest.mark.parametrize("version", ["1.4.4", "3.3.5"])
 @pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
-async def test_cut_at_any_byte_a_stream_is_whole_or_honestly_broken(
+async def test_cut_at_any_byte_a_stream_is_whole(
     rigged, simulator, faults, until, version, is_reset
 ):
-    """Never a silent cut, never half an event, never a token twice."""
+    """Never a cut, never half an event, never a token twice or one too few."""
     port = simulator(version)
     rig, [proxy] = await rigged(
         [port], proxied=[0], health={"eject_after": 1000, "interval_s": 1000}
     )
     whole = await reference(rig)
-    answers = 0
     for cut in (1, 60, 150, 200, 260, 300, 420, 555, 700, 1000, 1500, 1800):
         await until(lambda: all(replica.is_usable for replica in rig.all()))  # probed since
         await rig_forgets_connections(rig)
@@ -99,14 +98,9 @@ async def test_cut_at_any_byte_a_stream_is_whole_or_honestly_broken(
         assert reply.is_whole, cut
         assert reply.body.endswith(b"\n\n"), cut
         events = [json.loads(event[5:]) for event in reply.body.split(b"\n\n")[:-1]]
-        texts = "".join(event["token"]["text"] for event in events if "token" in event)
-        if "error" in events[-1]:
-            assert events[-1]["error_type"] == "incomplete_generation", cut
-            assert whole.startswith(texts), cut
-        else:
-            assert events[-1]["generated_text"] == texts == whole, cut
-            answers += 1
-    assert answers >= 1  # before the first event it was tried again unseen
+        assert [event.get("index") for event in events] == list(range(1, 13)), cut
+        texts = "".join(event["token"]["text"] for event in events)
+        assert events[-1]["generated_text"] == texts == whole, cut
 
 
 async def rig_forgets_connections(rig):
@@ -300,7 +294,8 @@ async def test_openai_client_maps_errors_to_its_classes(endpoint, app, wire):
         with pytest.raises(openai.UnprocessableEntityError, match="messages"):
             await create(model="tgi", messages=[])
 
-    rig = await app(entries={"max_requests": 1}, queue={"timeout_s": 0})
+    off = {"enabled": False}
+    rig = await app(entries={"max_requests": 1}, queue={"timeout_s": 0}, resume=off)
     base = f"http://127.0.0.1:{rig.port}/v1"
     async with openai.AsyncOpenAI(base_url=base, api_key="x", max_retries=0) as client:
         gate = asyncio.Event()
