@@ -13,15 +13,12 @@ from typing import Any
 from launcher.cluster import Cluster
 from launcher.config import ClusterConfig
 from launcher.engines import ENGINES
-from launcher.engines.base import Mount
 from launcher.placement import ReplicaSpec
 from launcher.state import CHANGE_REQUEST, StateFolder
-from router.config.mismatch import Path as KeyPath
-from router.config.words import dotted, is_secret
+from router.config.differences import difference, flat_differences, shown
 from router.errors import PlacementError, StateError
 
 _NOT_SHOWN = frozenset({"id", "fingerprint", "env"})
-_MOST_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +71,7 @@ def replica_changes(
 
 def router_changes(before: ClusterConfig, after: ClusterConfig) -> Iterator[Change]:
     """Only what a new router is needed for."""
-    differing = list(_flat_differences(before.router.model_dump(), after.router.model_dump()))
+    differing = list(flat_differences(before.router.model_dump(), after.router.model_dump()))
     if differing:
         detail = "; ".join(differing) + "; a new router takes over, the old one finishes its calls"
         yield Change("~", "router", detail)
@@ -83,14 +80,14 @@ def router_changes(before: ClusterConfig, after: ClusterConfig) -> Iterator[Chan
 def runtime_changes(before: ClusterConfig, after: ClusterConfig) -> Iterator[Change]:
     """How replicas are started and stopped from now on; what runs with it is told of each."""
     old, new = before.runtime.model_dump(), after.runtime.model_dump()
-    if differing := list(_flat_differences(old, new)):
+    if differing := list(flat_differences(old, new)):
         yield Change("~", "runtime", "; ".join(differing))
 
 
 def require_possible(running: Cluster, wanted: Cluster) -> None:
     """Refuse what a running launcher cannot follow. Raises PlacementError."""
     problems = [
-        f"{place}: found {_shown(after)}, but {_shown(before)} runs; that cannot change under way"
+        f"{place}: found {shown(after)}, but {shown(before)} runs; that cannot change under way"
         for place, before, after in _fixed(running, wanted)
         if before != after
     ]
@@ -121,47 +118,12 @@ def _differences(old: ReplicaSpec, new: ReplicaSpec) -> Iterator[str]:
         if before == after or one.name in _NOT_SHOWN:
             continue
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _flat_differences(before, after, (one.name,))
+            yield from flat_differences(before, after, (one.name,))
         else:
-            yield _difference((one.name,), before, after)
+            yield difference((one.name,), before, after)
     if dict(old.env) != dict(new.env):  # values may be secret
         names = [n for n in {**old.env, **new.env} if old.env.get(n) != new.env.get(n)]
         yield f"env: {', '.join(sorted(names))} changed"
-
-
-def _flat_differences(
-    before: Mapping[str, Any], after: Mapping[str, Any], place: KeyPath = ()
-) -> Iterator[str]:
-    for key in dict.fromkeys((*before, *after)):
-        old, new = before.get(key), after.get(key)
-        if old == new:
-            continue
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _flat_differences(old, new, (*place, key))
-        else:
-            yield _difference((*place, key), old, new)
-
-
-def _difference(place: KeyPath, old: Any, new: Any) -> str:
-    if is_secret(place):
-        return f"{dotted(place)}: changed (not shown)"
-    return f"{dotted(place)}: {_shown(old)} -> {_shown(new)}"
-
-
-def _shown(value: Any) -> str:
-    """As the config has it, on one line."""
-    match value:
-        case None | "" | () | []:
-            return "none"
-        case tuple() | list():
-            text = ", ".join(_shown(one) for one in value)
-        case bool():
-            return "true" if value else "false"
-        case Mount():
-            text = f"{value.source}:{value.target}{':ro' if value.is_read_only else ''}"
-        case _:
-            text = " ".join(str(value).split())
-    return text if len(text) <= _MOST_CHARS else f"{text[:_MOST_CHARS]}..."
 
 
 # ---- handing it over

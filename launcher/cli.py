@@ -183,6 +183,29 @@ def undrain(replica: str, config: Config = FLEET) -> int:
 
 
 @_verb
+def explain(
+    call_id: Annotated[
+        str | None, typer.Argument(metavar="CALL_ID", help="Its x-request-id, as in the log.")
+    ] = None,
+    config: Config = FLEET,
+    last_failed: Annotated[
+        bool, typer.Option("--last-failed", help="The last call that failed.")
+    ] = False,
+    slowest: Annotated[
+        bool, typer.Option("--slowest", help="The slowest one, running ones included.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> int:
+    """Show where a recent call's time went, which replicas it tried, and why.
+
+    Exit code 1 when it is not remembered.
+    """
+    from launcher.commands import explain as command
+
+    return command.run(config, call_id, last_failed=last_failed, slowest=slowest, as_json=json)
+
+
+@_verb
 def ask(
     prompt: str,
     config: Config = FLEET,

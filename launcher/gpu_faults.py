@@ -79,6 +79,8 @@ _SLOWDOWNS = {
     0x40: "heat (hardware)",
     0x80: "power brake",
 }
+HEAT = frozenset({"heat (software)", "heat (hardware)"})
+"""Those that say something of one GPU beside others: power caps are part of full load."""
 
 
 def driver_advice(code: int) -> str:

@@ -1,4 +1,5 @@
-"""Tells of what happens to the GPUs (XID, ECC, fallen off the bus) while replicas run on them.
+"""Tells of what happens to the GPUs (XID, ECC, fallen off the bus) while replicas run on them, and
+now and then how they are.
 
 A thread of its own waits in the driver: a call to a dying GPU may never return, and must hold up
 neither the event loop nor the launcher's end. Used by the supervisor.
@@ -7,22 +8,31 @@ neither the event loop nor the launcher's end. Used by the supervisor.
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from launcher.gpu import GpuEvent
+from launcher.gpu import GpuEvent, Inventory, Reading
 from launcher.gpus import GpuMonitor
 
 log = logging.getLogger("launcher")
 
 _WAIT_S = 2.0
+_READ_EVERY_S = 10.0
+
+Readings = Callable[[dict[str, Reading], Inventory], None]
 
 
 class GpuWatch:
-    """`run` until cancelled; `on_event` is called on the event loop."""
+    """`run` until cancelled; `on_event` and `on_readings` are called on the event loop."""
 
-    def __init__(self, on_event: Callable[[GpuEvent], None]) -> None:
+    def __init__(
+        self,
+        on_event: Callable[[GpuEvent], None],
+        on_readings: Readings = lambda readings, inventory: None,
+    ) -> None:
         self._on_event = on_event
+        self._on_readings = on_readings
         self._over = threading.Event()
         self._trouble = ""
 
@@ -40,10 +50,14 @@ class GpuWatch:
         with GpuMonitor() as monitor:
             if not monitor.inventory.gpus:
                 return
+            read_s = time.monotonic()
             while not self._over.is_set():
+                if time.monotonic() >= read_s:
+                    read_s = time.monotonic() + _READ_EVERY_S
+                    self._call(loop, self._on_readings, monitor.readings(), monitor.inventory)
                 for event in monitor.wait_events(_WAIT_S):
                     slices = monitor.inventory.slices_at(event.uuid)
-                    self._tell(loop, replace(event, slices=slices))
+                    self._call(loop, self._on_event, replace(event, slices=slices))
                 self._note(monitor.trouble)
 
     def _note(self, trouble: str) -> None:
@@ -54,8 +68,10 @@ class GpuWatch:
             log.warning("GPUs: the driver answers again")
         self._trouble = trouble
 
-    def _tell(self, loop: asyncio.AbstractEventLoop, event: GpuEvent) -> None:
+    def _call(
+        self, loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: object
+    ) -> None:
         try:
-            loop.call_soon_threadsafe(self._on_event, event)
+            loop.call_soon_threadsafe(callback, *args)
         except RuntimeError:  # the loop is closed: nobody is left to be told
             self._over.set()

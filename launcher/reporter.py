@@ -9,12 +9,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher import log_files, status
 from launcher.cluster import Cluster
+from launcher.gpu_troubles import Trouble
 from launcher.instance import Instance, Phase
 from launcher.keeper import ReplicaKeeper
 from launcher.placement import ReplicaSpec
@@ -53,6 +54,7 @@ class Reporter:
         beginning: Beginning,
         keepers: Callable[[], Iterable[ReplicaKeeper]],
         on_change: Callable[[ClusterStatus], None],
+        trouble_of: Callable[[Iterable[str]], Trouble] = lambda devices: Trouble(),
     ) -> None:
         self._cluster = cluster
         self._client = client
@@ -60,6 +62,7 @@ class Reporter:
         self._beginning = beginning
         self._keepers = keepers
         self._on_change = on_change
+        self._trouble_of = trouble_of
         self._news = asyncio.Event()
         self._router_state: dict[str, Any] = {}
         self._published: ClusterStatus | None = None
@@ -98,7 +101,10 @@ class Reporter:
     async def push(self) -> None:
         """Give the router the whole list; one that is away gets the next."""
         self._epoch = max(self._epoch + 1, time.time_ns())
-        replicas = [_as_pushed(keeper.instance, keeper.spec) for keeper in self._keepers()]
+        replicas = [
+            _as_pushed(keeper.instance, keeper.spec, self._trouble_of(keeper.devices))
+            for keeper in self._keepers()
+        ]
         trouble = ""
         try:
             await self._client.push(self._cluster.config.cluster, self._epoch, replicas)
@@ -203,7 +209,7 @@ class Reporter:
         return [self._cluster.folder.log(name) for name in (*names, LOG_NAME, "launcher")]
 
 
-def _as_pushed(instance: Instance, spec: ReplicaSpec) -> dict[str, Any]:
+def _as_pushed(instance: Instance, spec: ReplicaSpec, trouble: Trouble) -> dict[str, Any]:
     return {
         "id": instance.replica_id,
         "generation": instance.generation,
@@ -213,6 +219,7 @@ def _as_pushed(instance: Instance, spec: ReplicaSpec) -> dict[str, Any]:
         "phase": str(instance.phase),
         "max_requests": spec.max_requests,
         "max_tokens": instance.max_tokens,
+        **{key: text for key, text in asdict(trouble).items() if text},
     }
 
 

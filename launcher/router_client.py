@@ -7,6 +7,7 @@ the next beat". Used by the supervisor (pushing the replica list) and by the dra
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 
@@ -63,6 +64,16 @@ class RouterClient:
         if status not in (200, 404):
             raise OperatorError(f"the router refused: {status}: {body.get('error', body)}")
         return body if status == 200 else None
+
+    async def call(self, call_id: str) -> dict[str, Any]:
+        """All calls of that id; none when it remembers none. What it remembers, too."""
+        _, body = await self._request("GET", f"/admin/calls/{quote(call_id, safe='')}")
+        return body
+
+    async def calls(self, kind: str) -> dict[str, Any]:
+        """`failed`, the last one first, or `slow`, the slowest first. What it remembers, too."""
+        _, body = await self._request("GET", f"/admin/calls?{kind}")
+        return body
 
     async def _request(
         self, method: str, path: str, body: dict[str, Any] | None = None

@@ -52,6 +52,7 @@ class ReplicaStatus:
     dialect: str = "tgi"
     is_outdated: bool = False  # runs as an older config wanted it; replaced in its turn
     shunned: str = ""  # the router's word for why it sends nothing to a ready one; "" if it does
+    gpu_trouble: str = ""  # what is wrong with a GPU of a ready one: it gets fewer calls, or none
 
     @property
     def container(self) -> str | None:
@@ -140,6 +141,8 @@ class ClusterStatus:
                     "model": replica.model,
                     "progress": replica.progress,
                     "reason": replica.reason,
+                    "shunned": replica.shunned,
+                    "gpu_trouble": replica.gpu_trouble,
                 }
                 for replica in self.replicas
             ],
@@ -202,7 +205,7 @@ async def read(cluster: Cluster) -> ClusterStatus:
     return await _with_router_view(status, cluster) if routers else status
 
 
-SHUNNED = frozenset({"unhealthy", "ejected"})
+SHUNNED = frozenset({"suspect", "unhealthy", "ejected"})
 
 
 def overlay(
@@ -218,13 +221,22 @@ def _overlaid(replica: ReplicaStatus, seen: dict[str, Any]) -> ReplicaStatus:
     phase = Phase.READY if replica.drained and seen else replica.phase
     drained = phase is Phase.READY and seen.get("admin", "active") != "active"
     health = str(seen.get("health", ""))
+    shunned = f"{health}: {seen['reason']}" if seen.get("reason") else health
     return replace(
         replica,
         phase=Phase.DRAINING if drained else phase,
         in_flight=seen.get("requests"),
-        shunned=health if phase is Phase.READY and health in SHUNNED else "",
+        shunned=shunned if phase is Phase.READY and health in SHUNNED else "",
+        gpu_trouble=_gpu_trouble(seen) if phase is Phase.READY else "",
         drained=drained or (replica.drained and not seen),
     )
+
+
+def _gpu_trouble(seen: dict[str, Any]) -> str:
+    if fault := seen.get("fault"):
+        return f"used only where no other serves: {fault}"
+    slowed = seen.get("slowed")
+    return f"gets fewer calls: {slowed}" if slowed else ""
 
 
 def _with_config(status: ClusterStatus | None, cluster: Cluster) -> ClusterStatus:

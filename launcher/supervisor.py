@@ -22,7 +22,8 @@ from launcher.changes import ChangeRequest
 from launcher.cluster import Cluster
 from launcher.crew import Crew
 from launcher.desired import desired, files_are_here, gpu_notes
-from launcher.gpu import GpuEvent
+from launcher.gpu import GpuEvent, Inventory, Reading
+from launcher.gpu_troubles import GpuTroubles
 from launcher.gpu_watch import GpuWatch
 from launcher.instance import Instance, Phase
 from launcher.keeper import ReplicaKeeper
@@ -67,8 +68,15 @@ class Supervisor:
         self._stop_at_once = asyncio.Event()
         self._change = asyncio.Event()
         self._beginning = Beginning()
+        self._gpus = GpuTroubles()
         self._reporter = Reporter(
-            cluster, self._client, self._router, self._beginning, lambda: self._keepers, on_change
+            cluster,
+            self._client,
+            self._router,
+            self._beginning,
+            lambda: self._keepers,
+            on_change,
+            self._gpus.of,
         )
 
     def request_stop(self) -> None:
@@ -81,6 +89,15 @@ class Supervisor:
     def request_change(self) -> None:
         """The config was edited: read what `changes` left in the state folder, and follow it."""
         self._change.set()
+
+    def request_reload(self) -> None:
+        """The config it follows may have been edited: as `launcher up` with the same file."""
+        try:
+            changes.ask(self._cluster.folder, self._cluster.path)
+        except OperatorError as exc:
+            log.error("config: not read again: %s", exc)
+            return
+        self.request_change()
 
     @property
     def is_stopping(self) -> bool:
@@ -171,7 +188,7 @@ class Supervisor:
             self._crew.begin(group, plan)
             self._router_task = group.create_task(self._router.run())
             tell = group.create_task(self._reporter.run())
-            watch = group.create_task(GpuWatch(self._on_gpu_event).run())
+            watch = group.create_task(GpuWatch(self._on_gpu_event, self._on_readings).run())
             self._change.set()  # it may have been asked for since the lock was taken
             while not self._stop.is_set():
                 await first_of(_set(self._stop), _set(self._change))
@@ -187,6 +204,7 @@ class Supervisor:
 
         Faults of the program on it end that program; they are only noted, to explain its end.
         """
+        self._gpus.happened(event)
         hit = {event.uuid, *event.slices}
         users = [keeper for keeper in self._keepers if not hit.isdisjoint(keeper.devices)]
         names = ", ".join(keeper.spec.id for keeper in users) or "no replica"
@@ -195,6 +213,11 @@ class Supervisor:
         for keeper in users:
             if event.is_fatal_for_gpu:
                 keeper.report(f"GPU {event.uuid}: {event.message}")
+
+    def _on_readings(self, readings: dict[str, Reading], inventory: Inventory) -> None:
+        if self._gpus.read(readings, inventory):
+            log.warning("GPUs: %s", self._gpus.heat or "none is throttled any more")
+            self._changed()
 
     # ---- following a changed config
 
@@ -248,6 +271,7 @@ class Supervisor:
         config = wanted.cluster.config
         self._cluster = wanted.cluster
         self._runtime.use(config)
+        self._gpus.seen_to()
         self._reporter.follow(wanted.cluster)
         self._beginning.notes = wanted.notes
         try:

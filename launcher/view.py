@@ -198,6 +198,7 @@ def _below(status: ClusterStatus, command: Command) -> Iterator[str]:
         if (
             replica.drained
             or replica.shunned
+            or replica.gpu_trouble
             or _is_held_up(replica)
             or (is_away and replica.reason and not status.is_stopping)
         ):
@@ -214,8 +215,9 @@ def _detail(replica: ReplicaStatus, command: Command) -> str:
         return replica.reason
     if replica.phase is Phase.READY:
         busy = f"{_calls(calls)} in flight" if calls else ""
+        trouble = replica.gpu_trouble
         older = "runs with an older config, to be replaced" if replica.is_outdated else ""
-        return ", ".join(part for part in (older, busy) if part)
+        return ", ".join(part for part in (older, trouble, busy) if part)
     if replica.phase is Phase.DRAINING and calls is not None:
         return f"{_calls(calls)} left"
     return replica.progress or replica.reason

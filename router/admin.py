@@ -23,10 +23,12 @@ from router.fleet import Fleet, ReplicaList, StaleList
 from router.handlers import Handlers
 from router.replica import Admin as AdminState
 from router.replica import Replica
+from router.stories import Stories
 
 SOCKET_NAME = "router.sock"
 MAX_SOCKET_PATH_BYTES = 107
 MAX_LIST_BYTES = 4 * 1024**2
+MAX_STORIES = 20
 
 
 class AdminApi:
@@ -35,12 +37,14 @@ class AdminApi:
         config: RouterConfig,
         fleet: Fleet,
         handlers: Handlers,
+        stories: Stories,
         listener: socket.socket,
         retire: Callable[[], None],
     ) -> None:
         self._config = config
         self._fleet = fleet
         self._handlers = handlers
+        self._stories = stories
         self._listener = listener
         host, port = listener.getsockname()[:2]
         self._endpoint = f"http://{host}:{port}"
@@ -51,6 +55,10 @@ class AdminApi:
         self._started_s = time.monotonic()
         self._runners: list[web.AppRunner] = []
 
+    def use(self, config: RouterConfig) -> None:
+        """The port stays where it is; another token counts at once."""
+        self._config = config
+
     async def listen_unix(self, state_dir: Path) -> None:
         """Raises StartError when the socket cannot be made."""
         path = state_dir / SOCKET_NAME
@@ -59,7 +67,7 @@ class AdminApi:
                 f"{path}: a unix socket's path may have {MAX_SOCKET_PATH_BYTES} bytes; "
                 "choose a shorter state folder"
             )
-        runner = await self._runner(token=None)
+        runner = await self._runner(needs_token=False)
         self._kept = self._listener.dup()
         part = state_dir / f".{SOCKET_NAME}.{os.getpid()}"
         part.unlink(missing_ok=True)
@@ -72,9 +80,9 @@ class AdminApi:
             os.umask(mask)
         os.replace(part, path)  # takes over from a router that drains
 
-    async def listen_tcp(self, port: int, token: str) -> int:
+    async def listen_tcp(self, port: int) -> int:
         """Gives the port it listens on, shared with a router that hands over. Raises StartError."""
-        runner = self._port_runner = await self._runner(token=token)
+        runner = self._port_runner = await self._runner(needs_token=True)
         site = web.TCPSite(runner, "127.0.0.1", port, reuse_port=True)
         try:
             await site.start()
@@ -93,21 +101,35 @@ class AdminApi:
         if self._kept is not None:
             self._kept.close()
 
-    async def _runner(self, token: str | None) -> web.AppRunner:
+    async def _runner(self, *, needs_token: bool) -> web.AppRunner:
         app = web.Application(
-            client_max_size=MAX_LIST_BYTES, middlewares=[_authorised(token)] if token else []
+            client_max_size=MAX_LIST_BYTES, middlewares=[self._authorised()] if needs_token else []
         )
         app.router.add_get("/admin/state", self._state)
+        app.router.add_get("/admin/calls", self._calls)
+        app.router.add_get("/admin/calls/{id:.+}", self._call)
         app.router.add_put("/admin/replicas", self._replicas)
         app.router.add_post("/admin/replicas/{id}/drain", self._drain)
         app.router.add_post("/admin/replicas/{id}/undrain", self._undrain)
         app.router.add_post("/admin/retire", self._retired)
-        if token is None:
+        if not needs_token:
             app.router.add_get("/admin/listener", self._give_listener)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
         self._runners.append(runner)
         return runner
+
+    def _authorised(self) -> Any:
+        @web.middleware
+        async def check(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
+            if not hmac.compare_digest(given, f"Bearer {self._config.admin.token}".encode()):
+                return _json({"error": "the admin token is missing or wrong"}, status=401)
+            return await handler(request)
+
+        return check
 
     async def _state(self, request: web.Request) -> web.Response:
         state = {
@@ -132,6 +154,27 @@ class AdminApi:
             ],
         }
         return _json(state)
+
+    async def _calls(self, request: web.Request) -> web.Response:
+        """`?failed`, the last one first; `?slow`, the slowest first."""
+        if "failed" in request.query:
+            found = self._stories.failed()
+        elif "slow" in request.query:
+            found = self._stories.slowest()
+        else:
+            return _json({"error": "found neither ?failed nor ?slow, expected one"}, status=422)
+        calls = [story.as_json() for story in found[:MAX_STORIES]]
+        return _json({"calls": calls, "remembered": self._stories.remembered()})
+
+    async def _call(self, request: web.Request) -> web.Response:
+        """All calls of that id, the latest first."""
+        call_id = request.match_info["id"]
+        calls = [story.as_json() for story in self._stories.find(call_id)]
+        remembered = self._stories.remembered()
+        if not calls:
+            error = f"no call {call_id!r} is remembered"
+            return _json({"error": error, "remembered": remembered}, status=404)
+        return _json({"calls": calls, "remembered": remembered})
 
     async def _replicas(self, request: web.Request) -> web.Response:
         try:
@@ -184,6 +227,9 @@ def _replica(replica: Replica) -> dict[str, Any]:
         "generation": replica.generation,
         "url": replica.base_url or None,
         "health": replica.health.state.value,
+        "reason": replica.reason,
+        "fault": replica.fault or None,
+        "slowed": replica.slowed or None,
         "admin": replica.admin.value,
         "phase": replica.phase,
         "requests": replica.load.requests,
@@ -192,21 +238,6 @@ def _replica(replica: Replica) -> dict[str, Any]:
         "served": replica.served,
         "failed": replica.failed,
     }
-
-
-def _authorised(token: str) -> Any:
-    wanted = f"Bearer {token}".encode()
-
-    @web.middleware
-    async def check(
-        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, wanted):
-            return _json({"error": "the admin token is missing or wrong"}, status=401)
-        return await handler(request)
-
-    return check
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

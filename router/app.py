@@ -8,28 +8,37 @@ their clients until the drain bound, so that no call sent on one of them is lost
 import asyncio
 import contextlib
 import gc
+import logging
+import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from router.admin import AdminApi
 from router.config import RouterConfig
 from router.edge_server import make_server
-from router.errors import RouterError, ShuttingDown
+from router.errors import ConfigError, OperatorError, RouterError, ShuttingDown
 from router.event_log import EventLog
 from router.fleet import Fleet, ReplicaList
 from router.handlers import Handlers
 from router.health import State
 from router.metrics import Metrics
+from router.options import Settings
 from router.pages import Pages
 from router.pool import Pool
 from router.prober import Prober
 from router.proxy import Proxy
+from router.reload import news
 from router.replica import Replica
+from router.stories import Stories
 from router.tasks import Tasks
 from router.tokenizer import Tokenizer
 from router.upstream import Upstream
+
+log = logging.getLogger("router.app")
+
+ReadAgain = Callable[[Mapping[str, str]], Settings]
 
 BACKLOG = 4096
 POLL_S = 0.02
@@ -64,11 +73,15 @@ class App:
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
         tokenizer = Tokenizer(self.upstream, clock)
         self.proxy = Proxy(self.upstream, tokenizer, config, self.metrics, self.tasks, clock)
+        self.stories = Stories(clock)
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
-            config, self.fleet, self.proxy, tokenizer, pages, self.metrics, self.log, clock
+            *(config, self.fleet, self.proxy, tokenizer, pages, self.metrics),
+            *(self.log, self.stories, clock),
         )
-        self.admin = AdminApi(config, self.fleet, self.handlers, listener, self.retire)
+        self.admin = AdminApi(
+            config, self.fleet, self.handlers, self.stories, listener, self.retire
+        )
         self._state_dir = state_dir
         self._cluster = cluster
         self._server: asyncio.Server | None = None
@@ -77,8 +90,13 @@ class App:
         self._at_once = asyncio.Event()
         self._is_stopping = False
         self._is_retiring = False
+        self.read_again: ReadAgain | None = None
+        """What was written by now, given the ids of replicas by URL; None: there is no file."""
+        self._wants_reload = asyncio.Event()
+        self._has_terminal = has_terminal()
         self.fleet.joined = self._joined
         self.fleet.left = self._left
+        self.prober.tried = self.metrics.tried
 
     async def start(self, replicas: ReplicaList | None = None) -> None:
         """Serves from here on. Raises StartError."""
@@ -90,7 +108,7 @@ class App:
             await self.admin.listen_unix(self._state_dir)
         admin = self.config.admin
         if admin.port is not None and admin.token is not None:
-            port = await self.admin.listen_tcp(admin.port, admin.token)
+            port = await self.admin.listen_tcp(admin.port)
             self.log.event("admin", endpoint=f"http://127.0.0.1:{port}")
         loop = asyncio.get_running_loop()
         # Under a launcher that has not told anything yet, calls wait in the socket.
@@ -123,12 +141,26 @@ class App:
         self._is_retiring = True
         self._stopping.set()
 
-    async def run(self) -> None:
-        """Serves until told to stop, then drains and closes."""
+    def hang_up(self) -> None:
+        """SIGHUP: stop when the terminal it ran in was closed; else read the config again."""
+        if self._has_terminal and not has_terminal():
+            self.stop()
+        else:
+            self._wants_reload.set()
+
+    def heed_signals(self) -> None:
+        """From here on; what comes before `run` is done by it."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self._stopping.set)  # as often as anybody likes
         loop.add_signal_handler(signal.SIGINT, self.stop)
         loop.add_signal_handler(signal.SIGUSR1, self.retire)
+        if not self._has_terminal or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self.hang_up)  # else nohup: it outlives it
+
+    async def run(self) -> None:
+        """Serves until told to stop, then drains and closes."""
+        self.heed_signals()
+        self.tasks.spawn(self._reload_when_asked(), "reload")
         await self._stopping.wait()
         await self.drain()
         await self.close()
@@ -176,12 +208,56 @@ class App:
         await self.admin.close()
         self.log.close()
 
+    # ---- a changed config ----
+
+    async def _reload_when_asked(self) -> None:
+        """One after the other; what is asked for meanwhile is looked at once more."""
+        while True:
+            await self._wants_reload.wait()
+            self._wants_reload.clear()
+            if self.read_again is None:
+                self.log.event("reload", refused=["there is no config file to read again"])
+                continue
+            try:
+                self.reload(await asyncio.to_thread(self.read_again, self.fleet.ids))
+            except ConfigError as exc:
+                self.log.event("reload", refused=[str(problem) for problem in exc.problems])
+            except OperatorError as exc:
+                self.log.event("reload", refused=[str(exc)])
+            except Exception:
+                log.exception("reload: a bug in the router")
+
+    def reload(self, written: Settings) -> None:
+        """Goes on with what is written. Nothing here waits, so no call sees half of it."""
+        found = news(self.config, written.config)
+        config = self.config = found.config
+        self.log.use(config)
+        self.fleet.use(config)
+        self.upstream.use(config)
+        self.prober.use(config)
+        self.proxy.use(config)
+        self.handlers.use(config)
+        self.admin.use(config)
+        self._edge.use(config)
+        before = self.fleet.ids
+        if written.replicas is not None:
+            self.fleet.apply(written.replicas)
+        after = self.fleet.ids
+        self.log.event(
+            "reload",
+            changed=found.changed,
+            needs_restart=found.needs_restart,
+            joined=sorted(after[url] for url in after.keys() - before.keys()),
+            left=sorted(before[url] for url in before.keys() - after.keys()),
+        )
+
     # ---- membership and health ----
 
     def _joined(self, pool: Pool, replica: Replica) -> None:
         pool.look = self.prober.hurry
         pool.busy = self.prober.busy
         pool.suspected = self.upstream.doubt
+        pool.busy = self.prober.busy
         self.prober.watch(pool, replica)
 
     def _left(self, replica: Replica, is_replaced: bool) -> None:
@@ -208,3 +284,12 @@ class App:
 
 def _shutting_down() -> RouterError:
     return ShuttingDown("the router shuts down", retry_after_s=5)
+
+
+def has_terminal() -> bool:
+    """Whether this process belongs to one that is still there; it is taken from it when closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True

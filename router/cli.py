@@ -4,6 +4,7 @@ import os
 import resource
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +54,7 @@ def serve(
     from router.options import RouterOptions, resolve
 
     options = RouterOptions(config, replica or [], host, port, state_dir, policy, dialect)
-    settings = resolve(options, has_listener=fd is not None or _systemd_fd() is not None)
+    settings = resolve(options)
     listener = _listener(settings.config.host, settings.config.port, fd)
     _raise_file_limit()
     import uvloop
@@ -62,6 +63,9 @@ def serve(
 
     async def main() -> None:
         app = App(settings.config, listener, state_dir=settings.state_dir, cluster=settings.cluster)
+        if config is not None:
+            app.read_again = partial(resolve, options)
+        app.heed_signals()
         try:
             await app.start(settings.replicas)
         except BaseException:

@@ -8,8 +8,6 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from router.call import Call
-from router.config import TimeoutConfig
 from router.dialects import Dialect
 from router.errors import RouterError, UpstreamBroken
 from router.exchange import Exchange
@@ -18,19 +16,18 @@ from router.metrics import Metrics
 from router.relay import Plain, Relay, reply_headers
 from router.retry import PROGRESS_EVENTS
 from router.service import Service, Started
+from router.story import ANSWERING
 
 
 class Delivery:
-    def __init__(
-        self, timeouts: TimeoutConfig, metrics: Metrics, clock: Callable[[], float]
-    ) -> None:
-        self._timeouts = timeouts
+    def __init__(self, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._metrics = metrics
         self._clock = clock
 
     async def deliver(self, service: Service, started: Started) -> Report:
         """The client has the whole reply when this returns. Raises RouterError when it breaks."""
         record, exchange = service.record, started.exchange
+        record.step(self._clock(), ANSWERING, started.lease.replica.id)
         if not record.is_committed:
             record.is_committed = True
             record.first_event_s = self._clock() - record.arrived_s
@@ -55,7 +52,8 @@ class Delivery:
             return report
         client.start(head.status, reply_headers(head, record))
         try:
-            await self._forward(service.call, exchange, Plain(client), self._silence_s)
+            silence_s = service.config.timeouts.between_events_s
+            await self._forward(service, exchange, Plain(client), lambda: silence_s)
         except RouterError:
             client.cut()  # no error can be put into half a document
             raise
@@ -74,8 +72,8 @@ class Delivery:
         if lease.alone:
             relay.when_further(PROGRESS_EVENTS, partial(_clear, service, lease))
         try:
-            silence_s = partial(self._stream_silence_s, lease)
-            await self._forward(service.call, exchange, relay, silence_s)
+            silence_s = partial(self._silence_s, service, lease)
+            await self._forward(service, exchange, relay, silence_s)
         except asyncio.CancelledError:
             record.is_told = self._is_told(service, lease, first_token_s)
             raise
@@ -115,23 +113,27 @@ class Delivery:
         return True
 
     async def _forward(
-        self, call: Call, exchange: Exchange, sink: Relay | Plain, silence_s: Callable[[], float]
+        self,
+        service: Service,
+        exchange: Exchange,
+        sink: Relay | Plain,
+        silence_s: Callable[[], float],
     ) -> None:
         """Until the replica has sent everything and the client has taken it."""
         while True:
-            await exchange.forwarded(sink, silence_s, call.deadline_s)
+            await exchange.forwarded(sink, silence_s, service.call.deadline_s)
             if not exchange.is_paused:
                 return
-            await sink.client.drain(self._timeouts.between_events_s)
+            await sink.client.drain(service.config.timeouts.between_events_s)
             exchange.resume()
 
-    def _silence_s(self) -> float:
-        return self._timeouts.between_events_s
-
-    def _stream_silence_s(self, lease: Lease) -> float:
-        """What this replica's streams need at the most, as far as that is known."""
-        pace = lease.replica.pace
-        return min(self._timeouts.between_events_s, pace.stream_deadline_s(self._clock()))
+    def _silence_s(self, service: Service, lease: Lease) -> float:
+        """What this replica's streams need at the most, as far as that is known; with nobody to go
+        on instead, it gets all the time there is."""
+        most_s, replica = service.config.timeouts.between_events_s, lease.replica
+        if not any(other.is_usable for other in service.dispatcher.pool if other is not replica):
+            return most_s
+        return min(most_s, replica.pace.stream_deadline_s(self._clock()))
 
 
 def _no_stream(dialect: Dialect, exchange: Exchange) -> RouterError:

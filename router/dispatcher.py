@@ -38,6 +38,9 @@ class Observer(Protocol):
     def tokens(self, model: str, report: Report) -> None: ...
 
 
+Queued = Callable[[float, int, str], None]
+
+
 class Dispatcher:
     def __init__(
         self,
@@ -61,10 +64,23 @@ class Dispatcher:
         self._is_pumping = False
         pool.changed = self.pump
 
+    def use(self, config: QueueConfig) -> None:
+        """Calls that wait already keep their places and their deadlines."""
+        self._config = config
+        self.queue.max_bytes = config.max_bytes
+
     async def acquire(
-        self, call: Call, attempts: Attempts, *, is_retry: bool = False, at_head: bool = True
+        self,
+        call: Call,
+        attempts: Attempts,
+        *,
+        is_retry: bool = False,
+        at_head: bool = True,
+        queued: Queued | None = None,
     ) -> Lease:
         """A lease at once, or after the call's turn; a retry was admitted before and is not again.
+
+        `queued` is told if it has to wait: when it joined, at which place, and why.
 
         Raises QueueFull, QueueTimeout or NoReplica, each with a computed `retry_after_s`.
         """
@@ -76,6 +92,9 @@ class Dispatcher:
         ticket = self._ticket(call, cost, attempts)
         self._account()
         self.queue.join(ticket, at_head=is_retry and at_head)
+        if queued is not None:
+            position = 1 if is_retry and at_head else len(self.queue)
+            queued(ticket.enqueued_s, position, self._why_it_waits(ticket))
         if ticket.alone:
             self.pool.ask_all()
         self.pump()
@@ -120,6 +139,7 @@ class Dispatcher:
         lease.replica.pace.ended(lease)
         load.requests -= lease.cost.requests
         load.tokens -= lease.cost.reserve_tokens
+        lease.replica.idle_since_s = self._clock()
         lease.replica.alone = False
         self.pump()
 
@@ -296,6 +316,22 @@ class Dispatcher:
         self.pump()
 
     # ---- refusals ----
+
+    def _why_it_waits(self, ticket: Ticket) -> str:
+        """For its story: what stood in the way when it joined."""
+        usable = [replica for replica in self.pool if replica.is_usable]
+        if ticket.alone:
+            return (
+                "it is to be tried alone, on a replica that is empty and has just been seen alive"
+            )
+        if not usable:
+            return "no replica was ready"
+        free = [replica for replica in usable if replica.takes(ticket.cost)]
+        if not free:
+            return "every replica was full"
+        if all(replica.id in ticket.excluded for replica in free):
+            return "only replicas that had failed it had room"
+        return "others were waiting already"
 
     def _refuse_at_the_door(self, call: Call) -> None:
         if not self.pool.can_come:

@@ -54,6 +54,10 @@ class EdgeServer(web.Server):
     def __call__(self) -> RequestHandler:
         return EdgeProtocol(self, loop=self._loop, **self._kwargs)
 
+    def use(self, config: RouterConfig) -> None:
+        """For connections that come in from here on."""
+        self._kwargs["keepalive_timeout"] = config.timeouts.idle_s
+
 
 def make_server(handlers: Handlers, config: RouterConfig) -> EdgeServer:
     return EdgeServer(

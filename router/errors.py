@@ -164,6 +164,12 @@ class UpstreamTimeout(RouterError):
     status, retry, hurts_health = 504, Retry.BUDGET, True
 
 
+class ReplicaSilent(UpstreamTimeout):
+    """The replica says nothing at all, to a probe neither: as good as dead, whoever is to blame."""
+
+    retry = Retry.SAFE
+
+
 class UpstreamBroken(RouterError):
     """What came over the connection is not a whole reply."""
 

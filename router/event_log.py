@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from router.config import RouterConfig
+
 FLUSH_AFTER_S = 0.2
 FLUSH_BYTES = 65_536
 
@@ -24,6 +26,9 @@ class EventLog:
         self._lines: list[bytes] = []
         self._size = 0
         self._timer: asyncio.TimerHandle | None = None
+
+    def use(self, config: RouterConfig) -> None:
+        self._calls = config.log_calls
 
     def call(self, **fields: Any) -> None:
         if self._calls:

@@ -15,7 +15,7 @@ from math import inf
 from typing import Protocol
 
 from router import sse
-from router.errors import CallTimeout, RouterError, UpstreamTimeout
+from router.errors import CallTimeout, ReplicaSilent, RouterError, UpstreamTimeout
 from router.replica import Replica
 
 LAST_WORDS_S = 0.25
@@ -301,8 +301,9 @@ class Exchange:
         if now_s >= deadline_s:
             self.on_failure(CallTimeout("the call's deadline passed inside its answer"))
         elif now_s >= silent_until_s and not self.is_paused:
-            silence = f"no event for {silence_s:.3g} s"
-            self.on_failure(UpstreamTimeout(f"the replica went silent: {silence}"))
+            silence = f"the replica went silent: no event for {silence_s:.3g} s"
+            is_alone = self.replica.health.is_sure  # others' events come, or its probes' answers
+            self.on_failure(UpstreamTimeout(silence) if is_alone else ReplicaSilent(silence))
         else:
             next_s = deadline_s if self.is_paused else min(silent_until_s, deadline_s)
             next_s = max(next_s, now_s + 0.05)

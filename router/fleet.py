@@ -41,6 +41,10 @@ class ReplicaEntry(BaseModel):
     phase: str = ""
     max_requests: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
+    fault: str | None = None
+    """What is wrong with a GPU of it: it is used only where no other serves."""
+    slowed: str | None = None
+    """Why a GPU of it runs slower than it could: it is given less."""
 
     def member(self) -> Member:
         host, port = split_url(self.url)
@@ -54,6 +58,8 @@ class ReplicaEntry(BaseModel):
             phase=self.phase,
             max_requests=self.max_requests,
             max_tokens=self.max_tokens,
+            fault=self.fault or "",
+            slowed=self.slowed or "",
         )
 
 
@@ -108,7 +114,8 @@ class Fleet:
         """Why the list could not be kept, if it could not."""
         self.joined: Callable[[Pool, Replica], None] = lambda pool, replica: None
         self.left: Callable[[Replica, bool], None] = lambda replica, is_replaced: None
-        """Called with whether a later generation of the same replica took its place."""
+        """Called with whether a later generation of the same replica took its place: then this one
+        is dead. One that is only known by another address now still answers what it was asked."""
         self._config = config
         self._observer = observer
         self._on_state_change = on_state_change
@@ -118,12 +125,28 @@ class Fleet:
         self._draining: frozenset[str] = frozenset()
         self._list: ReplicaList | None = None
 
+    def use(self, config: RouterConfig) -> None:
+        """For all pools, those to come included. A policy that stays keeps what it knows."""
+        is_other_policy = config.policy != self._config.policy
+        self._config = config
+        for dispatcher in self:
+            dispatcher.pool.use(config.health)
+            dispatcher.use(config.queue)
+            if is_other_policy:
+                dispatcher.policy = POLICIES[config.policy]()
+
     def __iter__(self) -> Iterator[Dispatcher]:
         return iter(self._dispatchers.values())
 
     def replicas(self) -> Iterator[Replica]:
         for dispatcher in self:
             yield from dispatcher.pool
+
+    @property
+    def ids(self) -> dict[str, str]:
+        """Each replica's, by its URL as it was told."""
+        entries = self._list.replicas if self._list is not None else []
+        return {entry.url: entry.id for entry in entries if entry.url}
 
     @property
     def models(self) -> list[str]:
@@ -203,9 +226,9 @@ class Fleet:
                 self.joined(dispatcher.pool, replica)
             if not mine and not dispatcher.open_leases:
                 del self._dispatchers[model]
-        listed = {replica.id for replica in self.replicas()}
+        listed = {replica.id: replica.generation for replica in self.replicas()}
         for replica in before - set(self.replicas()):
-            self.left(replica, replica.id in listed)
+            self.left(replica, listed.get(replica.id, 0) > replica.generation)
 
     def _make(self, model: str) -> Dispatcher:
         pool = Pool(model, self._config.health, self._clock, self._on_state_change)

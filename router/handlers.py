@@ -27,6 +27,8 @@ from router.proxy import Proxy
 from router.record import Record
 from router.relay import error_headers
 from router.request_body import BodyReader
+from router.stories import Stories
+from router.story import READ
 from router.tokenizer import Tokenizer
 
 log = logging.getLogger("router.edge")
@@ -52,6 +54,7 @@ class Handlers:
         pages: Pages,
         metrics: Metrics,
         log: EventLog,
+        stories: Stories,
         clock: Callable[[], float],
     ) -> None:
         self._config = config
@@ -61,6 +64,7 @@ class Handlers:
         self._pages = pages
         self._metrics = metrics
         self._log = log
+        self._stories = stories
         self._clock = clock
         self._bodies = BodyReader(config)
         self._worker = ParseWorker()
@@ -80,6 +84,12 @@ class Handlers:
 
     async def close(self) -> None:
         await self._worker.close()
+
+    def use(self, config: RouterConfig) -> None:
+        """For calls that come in from here on."""
+        self._config = config
+        self._origins = frozenset(config.cors_allow_origin)
+        self._bodies.use(config)
 
     async def handle(self, request: web.BaseRequest) -> Any:
         """Every request comes in here; returns what aiohttp sends, or `Sent`."""
@@ -138,10 +148,12 @@ class Handlers:
         await self._tokenizer.serve(call, dispatcher, client, record)
 
     async def _call(self, request: web.BaseRequest, client: HttpClient, record: Record) -> Call:
-        queue_deadline_s = record.arrived_s + self._config.queue.timeout_s
+        config = self._config
+        self._stories.began(record)
         body = await self._bodies.read(request, client)
         ask = await self._worker.parse(request.path, body)
         record.is_stream = ask.stream
+        record.step(self._clock(), READ, len(body))
         return Call(
             id=record.id,
             route=request.path,
@@ -149,8 +161,8 @@ class Handlers:
             body=body,
             headers=_passed_on(request, record.id),
             arrived_s=record.arrived_s,
-            queue_deadline_s=queue_deadline_s,
-            deadline_s=record.arrived_s + self._config.timeouts.total_s,
+            queue_deadline_s=record.arrived_s + config.queue.timeout_s,
+            deadline_s=record.arrived_s + config.timeouts.total_s,
         )
 
     def _refuse(
@@ -181,7 +193,9 @@ class Handlers:
 
     def _finish(self, request: web.BaseRequest, record: Record) -> None:
         if record.route != OTHER_ROUTE and request.method == "POST":
-            record.finish(self._clock(), self._metrics, self._log)
+            now_s = self._clock()
+            record.finish(now_s, self._metrics, self._log)
+            self._stories.ended(record, now_s - record.arrived_s)
         elif record.error is not None:
             self._metrics.call_done(OTHER_ROUTE, record.status, self._clock() - record.arrived_s)
 

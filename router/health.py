@@ -1,10 +1,15 @@
 """Whether a replica may be used: states, events and the transition table. Pure.
 
     UNKNOWN    not heard of yet in this generation
+    WARMING    answers its health check; a first call, of one token, is under way
     HEALTHY    takes calls
     SUSPECT    has calls and says nothing: neither to them nor to a probe, for longer than is normal
     UNHEALTHY  down: probes failed, or a connection was refused
-    EJECTED    up, but calls failed on it: left alone for a while
+    EJECTED    up, but calls failed on it, or the one token: left alone for a while
+
+So nothing takes calls again for being up: the first call after a start, an outage or an ejection
+is the router's own. It loads and compiles what engines leave to the first one, and it finds out
+those whose health check is fine while all their calls fail.
 
 A suspect is not used while others are; its first word, of whatever kind, ends the suspicion. The
 calls that fail on it meanwhile say nothing new, and do not eject it.
@@ -14,7 +19,8 @@ replica's (behind a proxy, Docker's say, connections to a dead one are accepted 
 takes no calls until a probe that began later has passed.
 
 What an operator wants (drain) is a separate field of the replica. The pool is the only caller; it
-also guards what one replica's record cannot see: ejection never takes the last one.
+also guards what one replica's record cannot see: ejection never takes the last one, and one that
+is warming, or even ejected, is better than none.
 """
 
 from collections.abc import Callable
@@ -27,6 +33,7 @@ from router.config import HealthConfig
 
 class State(Enum):
     UNKNOWN = "unknown"
+    WARMING = "warming"
     HEALTHY = "healthy"
     SUSPECT = "suspect"
     UNHEALTHY = "unhealthy"
@@ -37,6 +44,8 @@ class Event(Enum):
     PROBE_OK = "probe ok"
     PROBE_FAIL = "probe failed"
     PROBE_LATE = "probe not answered in time"
+    WARMED = "one token came"
+    WARM_UP_FAIL = "no token came"
     REFUSED = "connection refused"
     LOST = "connection lost"
     CALL_OK = "call ok"
@@ -85,7 +94,7 @@ class Health:
         `began_s`: when the probe that the event tells of began; now, if not told.
         """
         rule = TABLE.get((self.state, event)) or TABLE.get((None, event))
-        if event is Event.PROBE_OK:
+        if event in PASSED:
             self._confirm(now_s if began_s is None else began_s)
         if event in PROBED:
             self.is_silent = event is Event.PROBE_LATE
@@ -103,10 +112,10 @@ def _passed(health: Health, now_s: float) -> State:
     sure = health.state is State.UNKNOWN or health.was_refused
     if health.passes < (1 if sure else health.config.rise):
         return health.state
-    return _healthy(health)
+    return State.WARMING if health.config.warm_up else _warmed(health, now_s)
 
 
-def _healthy(health: Health) -> State:
+def _warmed(health: Health, now_s: float) -> State:
     health.passes = health.fails = health.call_fails = 0
     health.was_refused = False
     return State.HEALTHY
@@ -137,6 +146,10 @@ def _call_failed(health: Health, now_s: float) -> State:
     if not health.would_eject:
         health.call_fails += 1
         return State.HEALTHY
+    return _ejected(health, now_s)
+
+
+def _ejected(health: Health, now_s: float) -> State:
     ejection_s = health.config.eject_base_s * 2**health.ejections
     health.ejected_until_s = now_s + min(ejection_s, health.config.eject_max_s)
     health.ejections = min(health.ejections + 1, 32)
@@ -179,6 +192,10 @@ TABLE: dict[tuple[State | None, Event], Callable[[Health, float], State]] = {
     (State.UNKNOWN, Event.PROBE_OK): _passed,
     (State.UNKNOWN, Event.PROBE_FAIL): _missed,
     (State.UNKNOWN, Event.PROBE_LATE): _missed,
+    (State.WARMING, Event.PROBE_FAIL): _missed_again,
+    (State.WARMING, Event.PROBE_LATE): _missed_again,
+    (State.WARMING, Event.WARMED): _warmed,
+    (State.WARMING, Event.WARM_UP_FAIL): _ejected,
     (State.UNHEALTHY, Event.PROBE_OK): _passed,
     (State.UNHEALTHY, Event.PROBE_FAIL): _missed_again,
     (State.UNHEALTHY, Event.PROBE_LATE): _missed_again,
@@ -198,5 +215,6 @@ TABLE: dict[tuple[State | None, Event], Callable[[Health, float], State]] = {
     (None, Event.LOST): _lost,
     (None, Event.NEW_GENERATION): _reborn,
 }
+PASSED = frozenset({Event.PROBE_OK, Event.WARMED})
 PROBED = frozenset({Event.PROBE_OK, Event.PROBE_FAIL, Event.PROBE_LATE, Event.REFUSED, Event.LOST})
 """Events that say whether it answers at all."""

@@ -78,6 +78,9 @@ class Metrics:
         self._cancels = counter("cancellations", "Calls whose client left.", "phase")
         self._ejections = counter("ejections", "Ejections after failed calls.", "replica")
         self._suspicions = counter("suspicions", "Busy replicas found silent.", "replica")
+        self._tries = counter(
+            "one_token_calls", "The router's own calls.", "replica", "kind", "outcome"
+        )
         self._attempts = counter("attempts", "Attempts at replicas.", "replica", "outcome")
         self._idle_s = counter(
             "idle_while_waiting_seconds", "Replica-seconds idle while calls waited.", "model"
@@ -122,6 +125,9 @@ class Metrics:
 
     def suspected(self, replica: Replica) -> None:
         self._suspicions[self._label(replica)].inc()
+
+    def tried(self, replica: Replica, kind: str, is_passed: bool) -> None:
+        self._tries[self._label(replica), kind, "passed" if is_passed else "failed"].inc()
 
     # ---- dispatcher.Observer ----
 

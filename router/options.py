@@ -1,6 +1,8 @@
 """Command line and config file -> what the router runs with. The command line wins."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,8 +47,12 @@ class Settings:
     """As the cluster config names it; None without one."""
 
 
-def resolve(options: RouterOptions, *, has_listener: bool) -> Settings:
-    """Raises ConfigError; the message says which option."""
+def resolve(options: RouterOptions, ids: Mapping[str, str] | None = None) -> Settings:
+    """Raises ConfigError; the message says which option.
+
+    `ids`, by URL, are those that a running router knows its replicas by: whoever has none in the
+    file keeps the one it has, however the list was edited around it.
+    """
     file = RouterFile()
     if options.config is not None:
         file = load_model(read_source(options.config), RouterFile)
@@ -61,7 +67,7 @@ def resolve(options: RouterOptions, *, has_listener: bool) -> Settings:
     if options.state_dir is not None:
         _prepare(options.state_dir)
     cluster = None if file.models is None else str(file.cluster or DEFAULT_CLUSTER)
-    listed = _listed(configs, dialect) if configs else None
+    listed = _listed(configs, dialect, ids or {}) if configs else None
     return Settings(config, listed, options.state_dir, cluster)
 
 
@@ -95,11 +101,13 @@ def _dialect(given: str | None) -> DialectName:
     return found
 
 
-def _listed(configs: list[ReplicaConfig], dialect: DialectName) -> ReplicaList:
-    """Ids are given in order where none is written; the same URL or id twice is refused."""
+def _listed(
+    configs: list[ReplicaConfig], dialect: DialectName, ids: Mapping[str, str]
+) -> ReplicaList:
+    """The same URL or id twice is refused."""
     entries = [
         ReplicaEntry(
-            id=config.id or f"replica-{position}",
+            id=replica_id,
             generation=1,
             url=config.url,
             model=config.model,
@@ -107,10 +115,10 @@ def _listed(configs: list[ReplicaConfig], dialect: DialectName) -> ReplicaList:
             max_requests=config.max_requests,
             max_tokens=config.max_tokens,
         )
-        for position, config in enumerate(configs)
+        for config, replica_id in zip(configs, _ids(configs, ids), strict=True)
     ]
-    urls, ids = [config.url for config in configs], [entry.id for entry in entries]
-    for values, what in ((urls, "URL"), (ids, "id")):
+    urls, all_ids = [config.url for config in configs], [entry.id for entry in entries]
+    for values, what in ((urls, "URL"), (all_ids, "id")):
         twice = next((value for value in values if values.count(value) > 1), None)
         if twice is not None:
             raise _problem("replicas", f"{twice!r} twice", f"each replica's own {what}")
@@ -118,6 +126,23 @@ def _listed(configs: list[ReplicaConfig], dialect: DialectName) -> ReplicaList:
         return ReplicaList(protocol=1, cluster="router", epoch=0, replicas=entries)
     except ValidationError as exc:
         raise _problem("replicas", "two dialects", str(exc.errors()[0]["ctx"]["error"])) from None
+
+
+def _ids(configs: list[ReplicaConfig], known: Mapping[str, str]) -> Iterator[str]:
+    """
+    1. the one that is written;
+    2. the one its URL is known by;
+    3. its place in the list, or the next number that nobody is known by.
+    """
+    taken = {known[config.url] for config in configs if config.url in known and not config.id}
+    for position, config in enumerate(configs):
+        if config.id or config.url in known:
+            yield config.id or known[config.url]
+            continue
+        numbers = chain([position], count())
+        free = next(name for n in numbers if (name := f"replica-{n}") not in taken)
+        taken.add(free)
+        yield free
 
 
 def _prepare(state_dir: Path) -> None:

@@ -123,8 +123,12 @@ class Pace:
 
     def probe_answered(self, now_s: float, took_s: float, *, is_busy: bool) -> None:
         """Many engines answer between two steps."""
-        self._step.add(min(took_s, 2.0 * self.silence_allowed_s(now_s)), now_s)
+        self._lengthen_step(now_s, took_s)
         self._seen += PROBE_WORTH * is_busy
+
+    def excuse(self, now_s: float, silence_s: float) -> None:
+        """It was found silent, and speaks again: it may have been busy, whatever it was asked."""
+        self._lengthen_step(now_s, silence_s)
 
     def granted(self, lease: object, prompt_tokens: int) -> None:
         self._prompts[lease] = prompt_tokens
@@ -148,9 +152,12 @@ class Pace:
 
     def _learn(self, now_s: float, silence_s: float, gap_s: float) -> None:
         if silence_s > NEWS * self._step.value_s(now_s):
-            self._step.add(min(silence_s, 2.0 * self.silence_allowed_s(now_s)), now_s)
+            self._lengthen_step(now_s, silence_s)
         if gap_s > NEWS * self._gap.value_s(now_s):
             self._gap.add(min(gap_s, self.stream_deadline_s(now_s)), now_s)
+
+    def _lengthen_step(self, now_s: float, silence_s: float) -> None:
+        self._step.add(min(silence_s, 2.0 * self.silence_allowed_s(now_s)), now_s)
 
     # ---- what it is asked ----
 

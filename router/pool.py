@@ -19,8 +19,10 @@ from router.replica import LEAVING, Admin, Replica
 FIRST_START_S = 15.0
 """How long a start takes, until one was seen."""
 START_WEIGHT = 0.3
+LOSSES = frozenset({Event.LOST, Event.SUSPECTED})
 SERVING = frozenset({State.HEALTHY, State.SUSPECT})
 ANSWERED = frozenset({State.HEALTHY, State.SUSPECT, State.UNHEALTHY})
+UNUSABLE = 9
 UNNAMED = "default"
 """The pool of replicas given by URL alone."""
 
@@ -39,6 +41,8 @@ class Member:
     phase: str = ""
     max_requests: int | None = None
     max_tokens: int | None = None
+    fault: str = ""
+    slowed: str = ""
 
 
 StateChange = Callable[[Replica, State, State, str], None]
@@ -75,6 +79,12 @@ class Pool:
         self._info = EngineInfo()
         self._lost_s: dict[str, float] = {}
         """When each replica, by id, last died or lost a connection."""
+
+    def use(self, config: HealthConfig) -> None:
+        """What each replica has passed and failed so far still counts."""
+        self._config = config
+        for replica in self:
+            replica.health.config = config
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
@@ -130,10 +140,13 @@ class Pool:
             self.dialect = DIALECTS[member.dialect]
             replica = before.get(member.id)
             if replica is None or not _is_same(replica, member):
+                has_served = replica is not None and replica.has_served
                 replica = self._make(member, draining)
+                replica.has_served = has_served
                 fresh.append(replica)
             replica.phase = member.phase
-            replica.room.fix(member.max_requests, member.max_tokens)
+            replica.fault, replica.slowed = member.fault, member.slowed
+            replica.room.fix(member.max_requests, member.max_tokens, is_slowed=bool(member.slowed))
             self._replicas[member.id] = replica
         for replica in before.values():
             replica.is_gone = self._replicas.get(replica.id) is not replica
@@ -178,7 +191,8 @@ class Pool:
             return
         before, known = health.state, self._known(health)
         after = health.on(event, self._clock(), began_s)
-        if event is Event.LOST or (event is Event.REFUSED and before in SERVING):
+        is_lost = event in LOSSES or (event is Event.REFUSED and before in SERVING)
+        if is_lost:
             self._lost_s[replica.id] = self._clock()
         if event is Event.LOST:
             self.look(replica)
@@ -186,6 +200,8 @@ class Pool:
             return
         self._refresh()
         if before is not after:
+            replica.reason = reason
+            self._readmit(replica, before)
             self._time_start(replica)
             self._on_state_change(replica, before, after, reason)
         self.changed()
@@ -203,22 +219,37 @@ class Pool:
             self.look(replica)
 
     def lost_since(self, since_s: float) -> frozenset[str]:
-        """The replicas that died, or lost a connection, since then."""
+        """The replicas that died, lost a connection or fell silent since then."""
         return frozenset(name for name, at_s in self._lost_s.items() if at_s >= since_s)
 
     def _refresh(self) -> None:
         """Who is usable; kept on the replicas, because it is read at every decision.
 
-        The healthy ones that are not in doubt. When there is none, those of which all that is known
-        is that they are silent, be it to probes or altogether: under load engines answer late, and
-        the last one standing gets everybody's load.
+        The best there are:
+
+        1. the healthy ones that are not in doubt;
+        2. of these, those with a faulty GPU;
+        3. those that answer and have yet to give their first token;
+        4. those of which all that is known is that they are silent, be it to probes or altogether:
+           under load engines answer late, and the last one standing gets everybody's load;
+        5. those that were ejected: calls failed on them, but here nobody else is left.
         """
         active = [replica for replica in self if _may_take(replica)]
-        sure = [r for r in active if r.health.is_sure]
-        silent = [r for r in active if _is_merely_silent(r.health)]
-        usable = set(sure or silent)
+        best = min((_rank(replica) for replica in active), default=UNUSABLE)
+        usable = {r for r in active if best < UNUSABLE and _rank(r) == best}
         for replica in self:
             replica.is_usable = replica in usable
+        if len(usable) == 1:
+            next(iter(usable)).room.start_fully()
+
+    def _readmit(self, replica: Replica, before: State) -> None:
+        """One that comes back while others serve starts slowly; a suspect was never away."""
+        if replica.health.state is not State.HEALTHY or before in SERVING:
+            return
+        has_others = any(other.health.is_sure for other in self if other is not replica)
+        if replica.has_served and has_others and self._config.slow_start:
+            replica.room.start_slowly()
+        replica.has_served = True
 
     def _time_start(self, replica: Replica) -> None:
         """Once per generation, and only if the launcher tells when it started it."""
@@ -241,8 +272,16 @@ def _may_take(replica: Replica) -> bool:
     return replica.admin is Admin.ACTIVE and replica.port != 0 and not is_leaving
 
 
-def _is_merely_silent(health: Health) -> bool:
-    return health.is_suspect or (health.is_silent and health.state in ANSWERED)
+def _rank(replica: Replica) -> int:
+    """Lower is better; see `Pool._refresh`."""
+    health = replica.health
+    if health.is_sure:
+        return 2 if replica.fault else 1
+    if health.state is State.WARMING:
+        return 3
+    if health.is_suspect or (health.is_silent and health.state in ANSWERED):
+        return 4
+    return 5 if health.state is State.EJECTED else UNUSABLE
 
 
 def _is_same(replica: Replica, member: Member) -> bool:

@@ -1,5 +1,8 @@
 """Asks each replica how it is: one task per replica, quickly while it is down.
 
+A replica that comes up, or back, gets a call of one token before it is called healthy; an idle one
+now and then (`canary`), as an engine's health check may be fine while all its calls fail.
+
 A busy engine answers its health check late, so a probe that times out while tokens flow counts as
 passed. What a replica tells of itself (/info) is learned before it is called healthy, so that the
 first calls meet the right limits.
@@ -10,15 +13,17 @@ import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from router.config import HealthConfig
+from router.config import HealthConfig, RouterConfig
 from router.dialects import EngineInfo
 from router.errors import (
     ConnectFailed,
     ConnectTimeout,
     NoSockets,
+    ReplicaLoading,
     ReplicaLost,
     RouterError,
     UpstreamBroken,
+    UpstreamShed,
     UpstreamTimeout,
 )
 from router.health import Event, State
@@ -37,18 +42,28 @@ GAUGE_EVERY_S = 1.0
 GAUGE_FIRST_S = 0.2
 """While the limit still doubles: the sooner the engine is full, the sooner it shows."""
 UNKNOWN_URL_S = 0.1
+PROBE_FIELD = "x-fleet-probe"
+"""Marks the router's own calls, for an engine's log."""
 NO_SUCH_PAGE = frozenset({404, 405, 501})
 """501: llama-server's answer where a page is switched off."""
 KEY_HINTS = dict.fromkeys((401, 403), ": it wants the key that router.engine_api_key sets")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Watched:
     """What looks after one replica."""
 
     task: asyncio.Task[None]
     wake: asyncio.Event
     silence: SilenceWatch
+    call: asyncio.Task[None] | None = None
+    """The router's own, of one token; one at a time."""
+
+    def close(self) -> None:
+        self.silence.close()
+        self.task.cancel()
+        if self.call is not None:
+            self.call.cancel()
 
 
 class Prober:
@@ -60,6 +75,14 @@ class Prober:
         self._tasks = tasks
         self._clock = clock
         self._watched: dict[Replica, _Watched] = {}
+        self.tried: Callable[[Replica, str, bool], None] = lambda replica, kind, is_passed: None
+        """Called after each call of one token: a warm-up or a canary, passed or failed."""
+
+    def use(self, config: RouterConfig) -> None:
+        """From the next probe on, which is due at once: the last interval may have been long."""
+        self._config = config.health
+        for watched in self._watched.values():
+            watched.wake.set()
 
     def watch(self, pool: Pool, replica: Replica) -> None:
         wake = asyncio.Event()
@@ -68,8 +91,7 @@ class Prober:
 
     def forget(self, replica: Replica) -> None:
         if watched := self._watched.pop(replica, None):
-            watched.task.cancel()
-            watched.silence.close()
+            watched.close()
 
     def hurry(self, replica: Replica) -> None:
         """Something happened to it: look again at once, or soon if it was just found dead."""
@@ -96,6 +118,7 @@ class Prober:
                 due_s = self._clock() + (self._config.interval_s if is_up else down_s)
                 if replica.health.state is State.EJECTED:
                     due_s = replica.health.ejected_until_s
+                self._call(pool, replica)
             await self._safely(self._scrape(pool, replica), replica)
             if await self._pause(replica, wake, due_s):
                 is_down = replica.health.state is State.UNHEALTHY
@@ -153,6 +176,78 @@ class Prober:
             if not is_ejected:
                 pool.on_event(replica, event, f"health check answered {status}", started_s)
 
+    # ---- calls of one token: beside the probes, as they may take their time ----
+
+    def _call(self, pool: Pool, replica: Replica) -> None:
+        """The first call of one that has come up, or one to see whether an idle one still works."""
+        watched = self._watched.get(replica)
+        if watched is None or (watched.call is not None and not watched.call.done()):
+            return
+        call = None
+        if replica.health.state is State.WARMING:
+            call = self._warm_up(pool, replica)
+        elif self._is_idle(replica):
+            call = self._canary(pool, replica)
+        if call is not None:
+            watched.call = self._tasks.spawn(self._safely(call, replica), f"call {replica.id}")
+
+    def _is_idle(self, replica: Replica) -> bool:
+        """It could take calls and has had none for long."""
+        idle_s = self._config.canary_idle_s
+        is_free = replica.is_usable and replica.health.is_sure and not replica.load.requests
+        since_s = max(replica.idle_since_s, replica.canary_s, replica.joined_s)
+        return idle_s > 0 and is_free and self._clock() - since_s >= idle_s
+
+    async def _warm_up(self, pool: Pool, replica: Replica) -> None:
+        began_s = self._clock()
+        error = await self._one_token(replica, "warm-up", self._config.warm_up_timeout_s)
+        if isinstance(error, NoSockets):
+            return
+        event = _warm_up_event(error)
+        self.tried(replica, "warm-up", event is Event.WARMED)
+        reason = f"its first call failed: {error.message}" if error else "its first call was served"
+        pool.on_event(replica, event, reason, began_s)
+
+    async def _canary(self, pool: Pool, replica: Replica) -> None:
+        """What comes of it counts as with any other call."""
+        bound_s = replica.pace.first_token_deadline_s(1, self._clock())
+        bound_s = min(bound_s, self._config.warm_up_timeout_s)
+        error = await self._one_token(replica, "canary", bound_s)
+        if error is not None and not error.hurts_health:
+            return
+        self.tried(replica, "canary", error is None)
+        if error is None:
+            replica.canary_s = self._clock()
+            pool.on_event(replica, Event.CALL_OK, "canary served")
+        elif isinstance(error, ConnectFailed) and not isinstance(error, ConnectTimeout):
+            pool.on_event(replica, Event.REFUSED, error.message)
+        else:
+            pool.on_event(replica, Event.CALL_FAIL, f"canary: {error.message}")
+
+    async def _one_token(self, replica: Replica, kind: str, bound_s: float) -> RouterError | None:
+        """Makes the smallest call there is; gives how it failed.
+
+        An engine that refuses it (4xx: it has no such route, it only embeds) is up and well.
+        """
+        route, body = replica.dialect.one_token(replica.info or EngineInfo())
+        error = UpstreamTimeout(f"no answer to a call of one token within {bound_s:g} s")
+        limit = (self._clock() + bound_s, error)
+        fields = ((PROBE_FIELD, kind),)
+        try:
+            exchange = await self._upstream.send(replica, "POST", route, fields, body, limit=limit)
+        except RouterError as failure:
+            return failure
+        try:
+            head = exchange.head
+            if head is None:
+                return ReplicaLost("the replica closed the connection without a reply")
+            refusal = replica.dialect.refusal
+            return refusal(head.status, dict(head.fields), exchange.body(), route)
+        finally:
+            exchange.close()
+
+    # ---- what it tells of itself ----
+
     def _learn_pace(self, replica: Replica, started_s: float) -> None:
         now_s = self._clock()
         is_busy = replica.load.requests > 0
@@ -209,6 +304,21 @@ def _verdict(replica: Replica, error: RouterError, started_s: float) -> Event:
     if not isinstance(error, UpstreamTimeout):
         return Event.PROBE_FAIL
     return Event.PROBE_OK if replica.pace.heard_s >= started_s else Event.PROBE_LATE
+
+
+def _warm_up_event(error: RouterError | None) -> Event:
+    """
+    1. a token, or too full to give one: it works;
+    2. nobody there, or no model in it yet: it is not up after all;
+    3. any other failure: its health check is fine, and calls fail.
+    """
+    if error is None or isinstance(error, UpstreamShed):
+        return Event.WARMED
+    if isinstance(error, ReplicaLoading):
+        return Event.PROBE_FAIL
+    if isinstance(error, ConnectTimeout):
+        return Event.PROBE_LATE
+    return Event.REFUSED if isinstance(error, ConnectFailed) else Event.WARM_UP_FAIL
 
 
 def _is_learning(replica: Replica) -> bool:

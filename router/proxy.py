@@ -13,7 +13,7 @@ from functools import partial
 from math import inf
 
 from router.call import Call
-from router.config import RouterConfig
+from router.config import ResumeConfig, RouterConfig
 from router.delivery import Delivery
 from router.dispatcher import Dispatcher
 from router.edge import Client
@@ -48,6 +48,7 @@ from router.retry import (
     trial_step,
 )
 from router.service import Service, Started
+from router.story import CONTINUED, GRANTED, HEDGED, NEXT, QUIET
 from router.tasks import Tasks
 from router.tokenizer import Tokenizer
 from router.upstream import Upstream
@@ -66,20 +67,28 @@ class Proxy:
         self._upstream = upstream
         self._tokenizer = tokenizer
         self._config = config
-        self._delivery = Delivery(config.timeouts, metrics, clock)
+        self._delivery = Delivery(metrics, clock)
         self._budget = RetryBudget(config.retries.budget_share)
         self._metrics = metrics
         self._tasks = tasks
         self._clock = clock
 
+    def use(self, config: RouterConfig) -> None:
+        """For calls that are served from here on."""
+        self._config = config
+        self._budget.share = config.retries.budget_share
+
     async def serve(
         self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
     ) -> None:
         """The client has its whole answer when this returns; raises RouterError when it cannot."""
-        opener = StreamOpener(record, client, self._config.timeouts.stream_open_after_s)
-        relay = Relay(client, Ledger(partial(self._transcript, call, dispatcher.pool)))
+        config = self._config
+        opener = StreamOpener(record, client, config.timeouts.stream_open_after_s)
+        relay = Relay(client, Ledger(partial(_transcript, call, dispatcher.pool, config.resume)))
         try:
-            await self._attempts(Service(call, dispatcher, client, record, opener, relay, call))
+            await self._attempts(
+                Service(call, dispatcher, client, record, opener, relay, call, config)
+            )
         finally:
             opener.close()
         self._budget.earn()
@@ -95,13 +104,16 @@ class Proxy:
                 service.attempts,
                 is_retry=step is not None,
                 at_head=step is not Step.AGAIN,
+                queued=record.queued,
             )
             self._count(service, lease)
             try:
                 await self._attempt(service, lease)
                 return
             except RouterError as error:
+                record.failed(self._clock(), error)
                 step = self._after(service, lease, error)
+                record.step(self._clock(), NEXT, step.value)
                 if step is Step.GIVE_UP:
                     return self._give_up(service, error)
             if step is Step.COMPLETE:
@@ -114,6 +126,7 @@ class Proxy:
         attempts.count = record.attempts = attempts.count + 1
         record.queue_s += lease.waited_s
         record.replica = lease.replica.id
+        record.step(lease.granted_s, GRANTED, lease.replica.id, lease.alone)
         service.events_before = service.relay.events
 
     async def _attempt(self, service: Service, lease: Lease) -> None:
@@ -151,19 +164,22 @@ class Proxy:
             counted = await self._tokenizer.count(service.broken.question(), lease.replica)
             continuation = service.broken.continued(counted)
             call, seam = continuation.call, continuation.seam
+            service.record.step(self._clock(), CONTINUED, service.relay.events)
         exchange = await self._upstream.send(
             lease.replica,
             "POST",
             call.route,
             call.headers,
             call.body,
-            limit=self._limit(call),
+            limit=self._limit(service),
             doubt_at_s=self._doubt_at_s(lease),
+            sent=service.record.sent,
         )
         return Started(lease, exchange, seam)
 
-    def _limit(self, call: Call) -> Limit:
-        first_s = self._config.timeouts.first_event_s if call.ask.stream else None
+    def _limit(self, service: Service) -> Limit:
+        call = service.call
+        first_s = service.config.timeouts.first_event_s if call.ask.stream else None
         if first_s is not None and self._clock() + first_s < call.deadline_s:
             error = UpstreamTimeout(f"the replica sent no event within {first_s:g} s")
             return self._clock() + first_s, error
@@ -199,7 +215,7 @@ class Proxy:
 
         Raises how the first failed when neither answers; it is then still the caller's to end.
         """
-        limit = self._limit(service.call)
+        limit = self._limit(service)
         if not self._may_hedge(service, first.lease.replica):
             await first.exchange.opened(limit)
             return first
@@ -222,8 +238,10 @@ class Proxy:
 
     def _may_hedge(self, service: Service, silent: Replica) -> bool:
         pool = service.dispatcher.pool
-        others = any(replica.is_usable for replica in pool if replica is not silent)
-        return others and self._budget_for(pool).spend()
+        if not any(replica.is_usable for replica in pool if replica is not silent):
+            return False
+        is_suspect = not silent.health.is_sure  # then it is not the call that takes long
+        return is_suspect or self._budget_for(pool).spend()
 
     async def _second(self, service: Service, first: Started, limit: Limit) -> Started:
         """A second attempt beside the first; its lease ends here unless it has a good reply."""
@@ -232,6 +250,7 @@ class Proxy:
         lease = await service.dispatcher.acquire(service.wish, service.attempts, is_retry=True)
         service.attempts.count += 1
         service.record.attempts = service.attempts.count
+        service.record.step(lease.granted_s, HEDGED, lease.replica.id)
         started = None
         try:
             if lease.replica is silent:
@@ -244,6 +263,7 @@ class Proxy:
             outcome = Outcome.ABANDONED
             if isinstance(error, RouterError):
                 outcome = self._failed(service, lease, error)
+                service.record.hedge_failed(self._clock(), lease.replica.id, error)
             self._end(service, lease, started, outcome)
             raise
 
@@ -312,18 +332,18 @@ class Proxy:
             lost=self._lost(pool),
             is_stuck=service.record.is_committed and service.broken is None,
         )
-        return next_step(error, attempts, self._budget_for(pool), self._config.retries, scene)
+        return next_step(error, attempts, self._budget_for(pool), service.config.retries, scene)
 
     def _budget_for(self, pool: Pool) -> RetryBudget:
         """It covers what the loss of one replica may cost."""
-        slots = max((replica.room.requests for replica in pool), default=0)
-        self._budget.burst = max(16.0, slots)
+        self._budget.cover(max((replica.room.requests for replica in pool), default=0))
         return self._budget
 
     async def _quiet(self, service: Service) -> Step:
         """A suspect waits a moment before its trial: if all replicas are dying, that shows."""
         record, now_s = service.record, self._clock()
         record.phase = "queue"
+        record.step(now_s, QUIET)
         quiet_s = min(service.attempts.quiet_until_s, service.call.deadline_s) - now_s
         await asyncio.sleep(max(0.0, quiet_s))
         record.queue_s += self._clock() - now_s
@@ -341,12 +361,6 @@ class Proxy:
         service.client.end()
 
     # ---- an answer that broke off ----
-
-    def _transcript(self, call: Call, pool: Pool) -> Transcript:
-        """Raises NotResumable."""
-        if not self._config.resume.enabled:
-            raise NotResumable("that is switched off (router.resume.enabled)")
-        return pool.dialect.transcript(call, pool.info, seeded=self._config.resume.seeded)
 
     def _broken(self, service: Service, error: RouterError) -> Transcript | None:
         """What the client has, if the rest can be asked elsewhere; else the error says why not."""
@@ -411,3 +425,10 @@ async def _first_good(
     failure = own.result()
     assert isinstance(failure, RouterError)
     raise failure
+
+
+def _transcript(call: Call, pool: Pool, config: ResumeConfig) -> Transcript:
+    """Raises NotResumable."""
+    if not config.enabled:
+        raise NotResumable("that is switched off (router.resume.enabled)")
+    return pool.dialect.transcript(call, pool.info, seeded=config.seeded)

@@ -1,14 +1,20 @@
 """What one call has come to. Its log line and its metrics are made of this, once per call."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from router.errors import RouterError
 from router.event_log import EventLog
 from router.lease import Report
 from router.metrics import Metrics
+from router.story import FAILED, HEDGE_FAILED, QUEUED, SENT, Step, tries
+
+MAX_STEPS = 64
+"""More than that is the same over and over; what stands in the middle is left out."""
+MAX_MESSAGE_CHARS = 300
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Record:
     """Written by whoever serves the call, from its arrival to its end. Times are in seconds."""
 
@@ -33,6 +39,33 @@ class Record:
     """What a replica refused, in its own words; passed on as it was sent."""
     phase: str = "body"
     """Where a client that leaves was: body, queue, prefill or relay."""
+    steps: list[Step] = field(default_factory=list)
+    """What happened, for `story`: bare values, as every call pays for them."""
+    left_out: int = 0
+
+    def step(self, at_s: float, word: str, *values: Any) -> None:
+        """One of the words of `story.FIELDS`, with its values."""
+        if len(self.steps) >= MAX_STEPS:
+            del self.steps[MAX_STEPS // 2]
+            self.left_out += 1
+        self.steps.append((at_s, word, values))
+
+    def queued(self, at_s: float, position: int, why: str) -> None:
+        self.step(at_s, QUEUED, position, why)
+
+    def sent(self, at_s: float, is_new: bool) -> None:
+        self.step(at_s, SENT, is_new)
+
+    def failed(self, at_s: float, error: RouterError) -> None:
+        """An attempt did, at the replica that is on the record."""
+        self._failed(at_s, FAILED, self.replica, error)
+
+    def hedge_failed(self, at_s: float, replica: str, error: RouterError) -> None:
+        """The attempt beside another did, which goes on."""
+        self._failed(at_s, HEDGE_FAILED, replica, error)
+
+    def _failed(self, at_s: float, word: str, replica: str, error: RouterError) -> None:
+        self.step(at_s, word, replica, type(error).__name__, error.message[:MAX_MESSAGE_CHARS])
 
     def finish(self, now_s: float, metrics: Metrics, log: EventLog) -> None:
         """Counts the call and writes its line."""
@@ -58,6 +91,7 @@ class Record:
             generated_tokens=report.generated_tokens or self.events or None,
             error=error.message if error else None,
             error_type=error.error_type if error else None,
+            **({"tries": found} if (found := tries(self.steps, self.attempts)) else {}),
         )
 
 

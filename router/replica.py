@@ -1,7 +1,8 @@
 """One running model server as the router sees it.
 
-Who writes what: the dispatcher `load`, `room` and `alone`; `pace` whoever hears of the replica; the
-pool everything else. Policies and the admin page only read.
+Who writes what: the dispatcher `load`, `room`, `idle_since_s` and `alone`; the prober `canary_s`;
+whoever hears of the replica `pace`; the pool everything else. Policies and the admin page only
+read.
 """
 
 from dataclasses import dataclass, field
@@ -49,15 +50,27 @@ class Replica:
     joined_s: float = 0.0
     has_started: bool = False
     """It passed a probe in this generation."""
+    fault: str = ""
+    """What is wrong with its GPU, as the launcher says."""
+    slowed: str = ""
+    """Why its GPU is slower than it could be, as the launcher says."""
+    has_served: bool = False
+    """It was healthy before, in this generation or an earlier one."""
     is_gone: bool = False
     """No longer in the list, or replaced by a later generation of itself."""
     pace: Pace = field(default_factory=Pace)
     """How long it is normally silent, and when it last spoke."""
+    idle_since_s: float = 0.0
+    """When it last had a call; kept by the dispatcher."""
+    canary_s: float = 0.0
+    """When the router's own call was last served; kept by the prober."""
     alone: bool = False
     """It runs a suspect call and takes nothing beside it."""
     is_usable: bool = False
     """May be sent calls as far as health and operator go; kept by the pool. Room is another
     question."""
+    reason: str = ""
+    """Why it is in the state it is in."""
     served: int = 0
     failed: int = 0
 

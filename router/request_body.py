@@ -21,10 +21,13 @@ class BodyReader:
     """One per router: large bodies that are being received share the queue's bound in bytes."""
 
     def __init__(self, config: RouterConfig) -> None:
+        self.use(config)
+        self.held_bytes = 0
+
+    def use(self, config: RouterConfig) -> None:
         self._limit = config.max_body_bytes
         self._timeout_s = config.timeouts.body_s
         self._budget = config.queue.max_bytes
-        self.held_bytes = 0
 
     async def read(self, request: web.BaseRequest, client: HttpClient) -> bytes:
         """The whole body; usually it came with the head and nothing is waited for.

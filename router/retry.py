@@ -29,6 +29,7 @@ WAVE_S = 5.0
 QUIET_S = 1.0
 """Between a suspect's last death and its trial: replicas that are killed one by one are all dead
 then, and no trial is held on the next one in turn."""
+MIN_BURST = 16.0
 PROGRESS_EVENTS = 8
 """An attempt that brought so many events got further."""
 MAX_EXCUSES = 2
@@ -84,10 +85,16 @@ class Scene:
 class RetryBudget:
     """A share of the calls served may be spent on retries; a burst covers one replica's worth."""
 
-    def __init__(self, share: float, burst: float = 16.0) -> None:
+    def __init__(self, share: float, burst: float = MIN_BURST) -> None:
         self.share = share
         self.burst = burst
         self.tokens = burst
+
+    def cover(self, calls: int) -> None:
+        """So many calls may fail at once with the replica that has them all."""
+        burst = max(MIN_BURST, calls)
+        self.tokens = min(burst, self.tokens + max(0.0, burst - self.burst))
+        self.burst = burst
 
     def earn(self) -> None:
         """A call was served."""

@@ -9,6 +9,10 @@ to the next while that stays empty, then grows by one per round; it falls to wha
 runs when calls wait inside it, by a factor when a reply tells a long wait there, and at once on a
 refusal (AIMD, as in TCP; Chiu and Jain 1989). Time to first token is no signal here: it grows with
 the prompt.
+
+A replica that comes back beside others that serve starts slowly whatever its limits are: it takes a
+few calls, and one more for each that it answers, which doubles them from round to round. Without
+that, having nothing to do, it would get every call at once.
 """
 
 from dataclasses import dataclass
@@ -16,6 +20,10 @@ from dataclasses import dataclass
 from router.call import Cost
 
 FIRST_LIMIT = 8.0
+SLOW_START_REQUESTS = 2
+SLOWED_SHARE = 0.5
+"""Of its room that a replica on a throttled GPU is given: others run the rest sooner, and it cools
+down."""
 DEFAULT_PERMITS = 128
 GROWTH_PER_LOOK = 2.0
 FLAT_LOOKS = 5
@@ -79,6 +87,18 @@ class Room:
         self._sheds = 0
         self._queued = 0
         self._flat_looks = 0
+        self._slow_requests: int | None = None
+        self._share = 1.0
+        self._settle()
+
+    def start_slowly(self) -> None:
+        """It comes back while others serve."""
+        self._slow_requests = SLOW_START_REQUESTS
+        self._settle()
+
+    def start_fully(self) -> None:
+        """There is no other any more."""
+        self._slow_requests = None
         self._settle()
 
     def told(self, capacity: Capacity) -> None:
@@ -86,12 +106,13 @@ class Room:
         self._told = capacity
         self._combine()
 
-    def fix(self, requests: int | None, tokens: int | None) -> None:
+    def fix(self, requests: int | None, tokens: int | None, *, is_slowed: bool = False) -> None:
         """The operator's word, or what the launcher read in the engine's start-up log.
 
         It stands above what the engine tells, but never above its permits.
         """
         self._fixed_requests, self._fixed_tokens = requests, tokens
+        self._share = SLOWED_SHARE if is_slowed else 1.0
         self._combine()
 
     def _combine(self) -> None:
@@ -115,7 +136,7 @@ class Room:
         if load.requests + cost.requests > self.requests:
             return False
         budget = self.capacity.tokens
-        return budget is None or load.tokens + cost.reserve_tokens <= budget
+        return budget is None or load.tokens + cost.reserve_tokens <= budget * self._share
 
     def answered(
         self, engine_wait_s: float | None, load: Load, service_s: float, now_s: float
@@ -125,11 +146,15 @@ class Room:
         `engine_wait_s` is the wait inside the engine, where the reply tells it.
         """
         self._sheds = 0
+        if self._slow_requests is not None:
+            self._slow_requests += 1
+            self._settle()
+            return
         if self.capacity.is_told:
             return
         if engine_wait_s is not None and self._is_long(engine_wait_s):
             self._lower(self._limit * BACK_OFF, service_s, now_s)
-        elif load.requests >= self.requests - 1:
+        elif self._is_used_up(load):
             step = 1.0 if self.is_doubling else 1.0 / self._limit
             self._limit = max(self._limit, min(self._limit + step, self._growth_bound))
             self._settle()
@@ -146,7 +171,7 @@ class Room:
         if lasting > allowance:
             self._lower(load.requests - lasting + 1.0, 0.0, now_s)
             self._flat_looks = 0
-        elif queued <= allowance and load.requests >= self.requests - 1:
+        elif queued <= allowance and self._is_used_up(load):
             self._flat_looks += 1
             self.is_doubling = self.is_doubling or self._flat_looks >= FLAT_LOOKS
             self._limit = self._limit * GROWTH_PER_LOOK if self.is_doubling else self._limit + 1.0
@@ -164,6 +189,10 @@ class Room:
         self._sheds += 1
         self.is_paused = True
         return min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._sheds - 1, 10))
+
+    def _is_used_up(self, load: Load) -> bool:
+        """Only what bounds it can be found too low; a share of it says nothing."""
+        return self._share == 1.0 and load.requests >= self.requests - 1
 
     def _is_long(self, wait_s: float) -> bool:
         """Against the shortest wait seen, which is let drift up slowly."""
@@ -185,4 +214,9 @@ class Room:
     def _settle(self) -> None:
         ceiling = self.capacity.ceiling
         self._limit = min(self._limit, float(ceiling))
-        self.requests = ceiling if self.capacity.is_told else max(1, int(self._limit))
+        most = ceiling if self.capacity.is_told else self._limit
+        self.requests = max(1, int(most * self._share))
+        if self._slow_requests is not None and self._slow_requests < self.requests:
+            self.requests = self._slow_requests
+        else:
+            self._slow_requests = None

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from router.call import Call
+from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.edge import Client
 from router.exchange import Exchange
@@ -25,6 +26,8 @@ class Service:
     relay: Relay
     wish: Call
     """What is asked of the next replica: the call, or the rest of its answer."""
+    config: RouterConfig
+    """Of the time when the call came: what is reloaded since is for later ones."""
     attempts: Attempts = field(default_factory=Attempts)
     broken: Transcript | None = None
     """What the client has of an answer that broke off, to be continued."""

@@ -30,6 +30,7 @@ class SilenceWatch:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._asked_s = -inf
+        self._silent_since_s = 0.0
         replica.pace.stirred = self._stirred
 
     def busy(self) -> None:
@@ -81,7 +82,7 @@ class SilenceWatch:
             self.asked()
             self._ask()
         elif now_s >= self._asked_s + allowed_s:
-            calls = self._replica.load.requests
+            calls, self._silent_since_s = self._replica.load.requests, since_s
             reason = f"silent for {now_s - since_s:.1f} s, to a probe too, with {calls} calls"
             self._pool.on_event(self._replica, Event.SUSPECTED, reason)
             return now_s + allowed_s
@@ -89,4 +90,6 @@ class SilenceWatch:
 
     def _stirred(self) -> None:
         if self._replica.health.is_suspect:
+            now_s = self._loop.time()
+            self._replica.pace.excuse(now_s, now_s - self._silent_since_s)
             self._pool.on_event(self._replica, Event.HEARD, "it speaks again")

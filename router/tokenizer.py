@@ -11,6 +11,7 @@ from router.record import Record
 from router.relay import reply_headers
 from router.replica import Replica
 from router.resume import Question
+from router.story import GRANTED
 from router.upstream import Upstream
 
 TOKENIZE_TIMEOUT_S = 30.0
@@ -39,10 +40,12 @@ class Tokenizer:
         for i in range(len(usable)):
             replica = usable[(self._turn + i) % len(usable)]
             record.replica, record.attempts, record.phase = replica.id, i + 1, "relay"
+            record.step(self._clock(), GRANTED, replica.id, False)
             try:
                 await self._answered(call, replica, client, record)
                 return
             except RouterError as failure:
+                record.failed(self._clock(), failure)
                 if failure.retry is Retry.NEVER:
                     raise
                 error = failure
@@ -50,7 +53,9 @@ class Tokenizer:
 
     async def _answered(self, call: Call, replica: Replica, client: Client, record: Record) -> None:
         limit_s = min(call.deadline_s, self._clock() + TOKENIZE_TIMEOUT_S)
-        exchange = await self._asked(replica, call.route, call.headers, call.body, limit_s)
+        exchange = await self._asked(
+            replica, call.route, call.headers, call.body, limit_s, record.sent
+        )
         try:
             head = exchange.head
             if head is None or head.status >= 500 or not exchange.is_done:
@@ -82,6 +87,7 @@ class Tokenizer:
         headers: tuple[tuple[str, str], ...],
         body: bytes,
         limit_s: float,
+        sent: Callable[[float, bool], None] | None = None,
     ) -> Exchange:
         return await self._upstream.send(
             replica,
@@ -91,4 +97,5 @@ class Tokenizer:
             body,
             limit=(limit_s, UpstreamTimeout(f"{replica.id} did not tokenize in time")),
             max_held_bytes=MAX_TOKENS_REPLY_BYTES,
+            sent=sent,
         )

@@ -1,7 +1,9 @@
 """Requests to replicas: a connection taken or made, the request sent, the reply ready to judge."""
 
 import asyncio
+from collections.abc import Callable
 
+from router.config import RouterConfig
 from router.connection import Connection, ConnectionPool
 from router.errors import ConnectFailed, ReplicaLost, RouterError
 from router.exchange import MAX_HELD_BYTES, Exchange, Limit
@@ -17,9 +19,14 @@ class Upstream:
     def __init__(self, loop: asyncio.AbstractEventLoop, connect_s: float, api_key: str | None):
         self._loop = loop
         self._connect_s = connect_s
-        self._authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._authorization = _authorization(api_key)
         self._pools: dict[Replica, ConnectionPool] = {}
         self._running: set[Exchange] = set()
+
+    def use(self, config: RouterConfig) -> None:
+        """For requests that are sent from here on."""
+        self._connect_s = config.timeouts.connect_s
+        self._authorization = _authorization(config.engine_api_key)
 
     async def send(
         self,
@@ -32,17 +39,21 @@ class Upstream:
         limit: Limit | None = None,
         doubt_at_s: float | None = None,
         max_held_bytes: int = MAX_HELD_BYTES,
+        sent: Callable[[float, bool], None] | None = None,
     ) -> Exchange:
         """Sends one request and waits until its reply can be judged, or comes into doubt.
 
         An idle connection that the replica closed meanwhile is no failure of the replica: as long
-        as no byte came back, the request is sent once more on a new connection.
+        as no byte came back, the request is sent once more on a new connection. `sent` is told
+        when it goes out, and whether the connection is new.
         """
         request = self._head(replica, method, path, headers, body), body
         pool = self._pool(replica)
         kept = pool.take()
         if kept is not None:
             exchange = Exchange(self._loop, kept, replica, self._running, max_held_bytes)
+            if sent is not None:
+                sent(exchange.last_data_s, False)
             if not await self._is_stale(exchange, kept, request, limit, doubt_at_s):
                 return exchange
         try:
@@ -51,6 +62,8 @@ class Upstream:
             error.was_sent = kept is not None
             raise
         exchange = Exchange(self._loop, connection, replica, self._running, max_held_bytes)
+        if sent is not None:
+            sent(exchange.last_data_s, True)
         await self._opened(exchange, connection, request, limit, doubt_at_s)
         return exchange
 
@@ -144,3 +157,7 @@ class Upstream:
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
+
+
+def _authorization(api_key: str | None) -> str:
+    return f"Authorization: Bearer {api_key}\r\n" if api_key else ""

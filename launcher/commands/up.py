@@ -5,13 +5,15 @@ Beside a launcher that runs already it has that one follow the edited config (`f
 
 In front it shows a live table, or plain lines where standard output is no terminal; Ctrl-C stops
 everything. Detached (`-d`) the same supervisor runs in a session of its own and this command only
-waits until all is ready, or says why not and leaves nothing running that it started.
+waits until all is ready, or says why not and leaves nothing running that it started. SIGHUP is a
+second `launcher up`, unless it comes of a terminal that was closed: then it stops everything.
 """
 
 import asyncio
 import logging
 import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +30,7 @@ from router.errors import OperatorError
 LOG_NAME = "launcher"
 LOCK_WAIT_S = 1.0  # a launcher that has just been killed may not be gone yet
 CHANGE_SIGNAL = signal.SIGUSR1  # sent by a second `launcher up`: the config was edited
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 EXAMPLE = """\
 models:
@@ -67,6 +69,8 @@ def _in_front(cluster: Cluster, *, is_child: bool) -> int:
     # Once the lock names this process it may be sent at any time, and would end it. What is asked
     # for before the supervisor hears it is not lost: it looks as soon as it can follow.
     signal.signal(CHANGE_SIGNAL, signal.SIG_IGN)
+    if not _has_terminal():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with ClusterLock(cluster.folder, wait_s=LOCK_WAIT_S):
         cluster = _as_it_is_now(cluster)
         cluster.folder.require_space()
@@ -110,20 +114,46 @@ def next_steps() -> str:
 async def _supervise(supervisor: Supervisor) -> None:
     loop = asyncio.get_running_loop()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, the kernel would eat exit codes
-    for signum in _SIGNALS:
-        if signum == signal.SIGHUP and signal.getsignal(signum) is signal.SIG_IGN:
-            continue  # nohup: it is meant to outlive the terminal
+    for signum in _STOP_SIGNALS:
         loop.add_signal_handler(signum, supervisor.request_stop)
+    had_terminal = _has_terminal()
 
-    def change(*_: object) -> None:
-        loop.call_soon_threadsafe(supervisor.request_change)
+    def hang_up() -> None:
+        if had_terminal and not _has_terminal():
+            _write_nowhere()
+            supervisor.request_stop()
+        else:
+            supervisor.request_reload()
 
-    # Not one of the loop's: those are removed with it, and then the signal would end the process.
-    signal.signal(CHANGE_SIGNAL, change)
+    asked = {CHANGE_SIGNAL: supervisor.request_change}
+    if not had_terminal or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asked[signal.SIGHUP] = hang_up  # else nohup: it is meant to outlive the terminal
+    # Not the loop's: those are removed with it, and then the signal would end the process.
+    for signum, act in asked.items():
+        signal.signal(signum, lambda *_, act=act: loop.call_soon_threadsafe(act))
     try:
         await supervisor.run()
     finally:
-        signal.signal(CHANGE_SIGNAL, signal.SIG_IGN)
+        for signum in asked:
+            signal.signal(signum, signal.SIG_IGN)
+
+
+def _write_nowhere() -> None:
+    """What is still said would fail, and with it the rest of stopping."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for fd in (1, 2):
+        if stat.S_ISCHR(os.fstat(fd).st_mode):  # it was the terminal
+            os.dup2(nowhere, fd)
+    os.close(nowhere)
+
+
+def _has_terminal() -> bool:
+    """Whether this process belongs to one that is still there; it is taken from it when closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _log_to(path: Path | None) -> None:

@@ -152,14 +152,10 @@ def create_body(container: Container) -> dict[str, Any]:
     return body
 
 
-def bind(mount: Mount) -> str:
-    return f"{mount.source}:{mount.target}{':ro' if mount.is_read_only else ''}"
-
-
 def _host_config(container: Container, exposed: str) -> dict[str, Any]:
     binding = {"HostIp": container.host, "HostPort": str(container.host_port)}
     config: dict[str, Any] = {
-        "Binds": [bind(mount) for mount in container.mounts],
+        "Binds": [str(mount) for mount in container.mounts],
         "PortBindings": {exposed: [binding]},
         "DeviceRequests": device_requests(container.gpus),
         "RestartPolicy": {"Name": "no"},  # the launcher restarts

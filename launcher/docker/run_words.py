@@ -8,7 +8,7 @@ says, but for proxies, which `docker run` adds by itself; a test holds the two t
 import re
 from collections.abc import Iterator
 
-from launcher.docker.container import PIDS_LIMIT, Container, bind
+from launcher.docker.container import PIDS_LIMIT, Container
 from launcher.docker.gpu_injection import Injection
 
 _SECRET_NAME = re.compile(
@@ -35,7 +35,7 @@ def _options(container: Container) -> Iterator[str]:
         yield from ("--shm-size", _size(container.shm_bytes))
     yield from ("-p", f"{_bracketed(container.host)}:{container.host_port}:{container.port}")
     for mount in container.mounts:
-        yield from ("-v", bind(mount))
+        yield from ("-v", str(mount))
     for name, value in container.env.items():
         yield from ("-e", name if is_secret(name, value) else f"{name}={value}")
     yield from _surroundings(container)

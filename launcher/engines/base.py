@@ -39,6 +39,9 @@ class Mount:
     target: str
     is_read_only: bool = False
 
+    def __str__(self) -> str:
+        return f"{self.source}:{self.target}{':ro' if self.is_read_only else ''}"
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerCommand:

@@ -119,6 +119,25 @@ class HealthConfig(StrictModel):
     timeout_s: Seconds = Field(3.0, description="One probe. Engines answer slowly under load.")
     fall: int = Field(3, ge=1, description="Failed probes in a row that make it unhealthy.")
     rise: int = Field(2, ge=1, description="Passed probes in a row that make it healthy again.")
+    warm_up: bool = Field(
+        True,
+        description="Whether a replica that starts or comes back must first answer a call of one "
+        "token; until then it is used only if no other is there.",
+    )
+    warm_up_timeout_s: Seconds = Field(
+        120.0, description="That call. An engine's first one may compile its kernels."
+    )
+    canary_idle_s: float = Field(
+        30.0,
+        ge=0,
+        description="After so long without a call a replica gets one of one token, and again each "
+        "time; when it fails it counts as any failed call. 0: never.",
+    )
+    slow_start: bool = Field(
+        True,
+        description="Whether a replica that comes back while others serve takes few calls first, "
+        "and doubles them as they are answered.",
+    )
     eject_after: int = Field(5, ge=1, description="Failed calls in a row that eject a replica.")
     eject_base_s: Seconds = Field(10.0, description="First ejection; doubles each time.")
     eject_max_s: Seconds = Field(60.0, description="Longest ejection.")

@@ -70,6 +70,10 @@ class Dialect(Protocol):
         """Calls waiting inside the engine, from its metrics page; None when it does not say."""
         ...
 
+    def one_token(self, info: EngineInfo) -> tuple[str, bytes]:
+        """Path and body of the smallest call there is; an engine without that path says 4xx."""
+        ...
+
     def cost(self, ask: Ask, info: EngineInfo, estimates: Estimates) -> Cost:
         """What the engine will reserve for this call."""
         ...

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from router import sse
 from router.call import Ask, Call, Cost
 from router.dialects.base import Ending, EngineInfo
@@ -121,6 +123,12 @@ class OpenAiDialect:
             return int(sum(map(float, found))) if found else None
         except (ValueError, OverflowError):
             return None
+
+    def one_token(self, info: EngineInfo) -> tuple[str, bytes]:
+        """One that only embeds has no completions, and says so."""
+        body = {"prompt": "Hello", "max_tokens": 1}
+        named = body if info.model_id is None else {"model": info.model_id, **body}
+        return "/v1/completions", orjson.dumps(named)
 
     def cost(self, ask: Ask, info: EngineInfo, estimates: Estimates) -> Cost:
         prompts = ask.sequences * ask.instances

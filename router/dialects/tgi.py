@@ -88,6 +88,9 @@ class TgiDialect:
         except (ValueError, OverflowError):
             return None
 
+    def one_token(self, info: EngineInfo) -> tuple[str, bytes]:
+        return "/generate", b'{"inputs":"Hello","parameters":{"max_new_tokens":1}}'
+
     def cost(self, ask: Ask, info: EngineInfo, estimates: Estimates) -> Cost:
         asked = ask.sequences * ask.instances
         input_tokens = estimates.input_tokens(ask.input_chars) + IMAGE_TOKENS * ask.images

@@ -48,6 +48,16 @@ def test_it_is_listed_under_its_own_name(name):
         assert path.startswith("/")
 
 
+@pytest.mark.parametrize("model_id", [None, "org/model"])
+def test_its_smallest_call_is_one_that_clients_could_make(name, model_id):
+    path, body = DIALECTS[name].one_token(EngineInfo(model_id=model_id))
+    assert path in DIALECTS[name].routes
+    ask = GENERATION_APIS[path].parse(path, body)
+    assert ask.new_tokens == 1
+    assert ask.input_chars > 0
+    assert not ask.stream
+
+
 def test_the_config_knows_it(name):
     assert sorted(get_args(DialectName)) == sorted(DIALECTS)
 

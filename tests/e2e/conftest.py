@@ -165,9 +165,20 @@ def fleets() -> Callable[[], AbstractContextManager[Fleet]]:
 
 @pytest.fixture(scope="session")
 def loads() -> ModuleType:
-    """The module load.py: `tests` is no package, so it is loaded by its place."""
-    name = "gpu_fleet_e2e_load"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("load.py"))
+    """The module load.py."""
+    return _beside("load")
+
+
+@pytest.fixture(scope="session")
+def steady() -> ModuleType:
+    """The module steady.py."""
+    return _beside("steady")
+
+
+def _beside(file: str) -> ModuleType:
+    """`tests` is no package, so its modules are loaded by their place."""
+    name = f"gpu_fleet_e2e_{file}"
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{file}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)

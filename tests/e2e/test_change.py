@@ -1,8 +1,10 @@
 """An edited config and `launcher up` again: what changed is replaced in turn, unnoticed."""
 
 import asyncio
+import os
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
@@ -182,3 +184,59 @@ def test_a_config_that_cannot_be_followed_changes_nothing(fleet):
     after = fleet.status()
     assert pids(after) == pids(before)
     assert after["router"]["pid"] == before["router"]["pid"]
+
+
+# ---- SIGHUP ----
+
+
+def launcher_log(fleet) -> str:
+    return StateFolder(fleet.state_dir).log("launcher").read_text()
+
+
+def test_sighup_has_a_detached_launcher_follow_its_edited_config(fleet):
+    before = fleet.up()
+    launcher = before["launcher"]["pid"]
+    fleet.path.write_text(fleet.path.read_text() + "modles: []\n")
+    os.kill(launcher, signal.SIGHUP)
+    deadline_s = time.monotonic() + 20
+    while "config: not followed: " not in launcher_log(fleet):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    fleet.config["models"][0]["replicas"] = 5
+    fleet.write()
+    os.kill(launcher, signal.SIGHUP)
+    after = fleet.until(lambda status: len(status["replicas"]) == 5)
+    assert after["launcher"]["pid"] == launcher
+    assert pids(before).items() <= pids(after).items()
+    fleet.until_ready()
+
+
+ON_A_TERMINAL = """
+import os, pty, sys, threading
+pid, terminal = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+print(pid, flush=True)
+closing = threading.Thread(target=sys.stdin.read)
+closing.start()
+while closing.is_alive():
+    os.read(terminal, 65536)
+os.close(terminal)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_closed_terminal_stops_everything_and_a_signal_from_there_does_not(fleet):
+    argv = [sys.executable, "-c", ON_A_TERMINAL, *fleet.command("up")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(argv, **pipes, text=True) as terminal:
+        fleet.started.append(terminal)
+        launcher = int(terminal.stdout.readline())
+        fleet.until_ready()
+        fleet.config["models"][0]["replicas"] = 3
+        fleet.write()
+        os.kill(launcher, signal.SIGHUP)
+        fleet.until(lambda status: len(status["replicas"]) == 3)
+        terminal.stdin.close()
+        assert terminal.wait(timeout=30) == 0
+    assert fleet.running() == []

@@ -47,7 +47,8 @@ class World:
         self.clock = clock
         self.seen = Seen()
         self.changes: list[tuple[str, str, str]] = []
-        self.pool = Pool("m", health or HealthConfig(), clock, self._on_change)
+        health = health or HealthConfig(warm_up=False)  # of warming, the tests of health and prober
+        self.pool = Pool("m", health, clock, self._on_change)
         self.pool.estimates.chars_per_token = 1.0
         self.pool.look = self._look
         self.deaf: set[str] = set()
@@ -67,7 +68,8 @@ class World:
         asyncio.get_running_loop().call_soon(self._looked, replica)
 
     def _looked(self, replica):
-        if replica.health.state is State.HEALTHY and replica.id not in self.deaf:
+        is_up = replica.health.state in (State.HEALTHY, State.WARMING)
+        if is_up and replica.id not in self.deaf:
             self.pool.on_event(replica, Event.PROBE_OK, "look")
 
     # ---- replicas ----
@@ -104,8 +106,8 @@ class World:
         return replica
 
     def up(self, name: str):
-        for _ in range(2):
-            self.pool.on_event(self[name], Event.PROBE_OK, "test")
+        for event in (Event.PROBE_OK, Event.PROBE_OK, Event.WARMED):
+            self.pool.on_event(self[name], event, "test")
 
     def down(self, name: str):
         self.pool.on_event(self[name], Event.REFUSED, "test")

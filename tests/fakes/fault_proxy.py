@@ -7,6 +7,7 @@ connections accepted from then on; `heal` ends it.
 import asyncio
 import socket
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from router.tasks import Tasks
@@ -37,6 +38,8 @@ class FaultProxy:
         self.target = port
         self.port = 0
         self.faults = Faults()
+        self.plan: Iterator[Faults] = iter(())
+        """What the next connections meet, one after the other; then `faults` again."""
         self.cuts = 0
         self._tasks = Tasks()
         self._server: asyncio.Server | None = None
@@ -62,7 +65,7 @@ class FaultProxy:
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
-        faults = self.faults
+        faults = next(self.plan, self.faults)
         if faults.is_once:
             self.heal()
         self._tasks.spawn(self._connection(reader, writer, faults), "connection")

@@ -27,7 +27,7 @@ def listener(port: int = 0) -> socket.socket:
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
-    sock.listen(128)
+    sock.listen(1024)
     sock.setblocking(False)
     return sock
 

@@ -70,6 +70,9 @@ class ScriptedReplica:
         self.health: list[Step] = [reply(b"")]
         self.info: list[Step] = [reply(json.dumps(INFO).encode())]
         self.metrics: list[Step] = [reply(b"tgi_queue_size 0\n", content_type="text/plain")]
+        self.one_token: list[Step] = [reply(generated("a"))]
+        """What the router's own calls get."""
+        self.one_token_calls: list[Request] = []
         self.pages: dict[str, list[Step]] = {}
         self.otherwise: Sequence[Step] = [reply(generated("ok"))]
         self.on_accept: Act | None = None
@@ -145,6 +148,9 @@ class ScriptedReplica:
         if request.method == "GET" and request.path in aside:
             self.probes += request.path == "/health"
             return aside[request.path]
+        if request.get("x-fleet-probe"):
+            self.one_token_calls.append(request)
+            return self.one_token
         self.requests.append(request)
         return self._scripts.popleft() if self._scripts else self.otherwise
 

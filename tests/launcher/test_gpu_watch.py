@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher import gpu_watch, gpus
-from launcher.gpu import GpuEvent
+from launcher.gpu import GpuEvent, Inventory, Reading
 from launcher.gpu_watch import GpuWatch
 from tests.fakes.nvml import FakeNvml
 
@@ -108,3 +108,17 @@ async def test_a_driver_that_serves_this_process_no_more_is_one_line_and_no_even
     assert gone.startswith("GPUs: the launcher's own access to the driver is gone: no GPU answers")
     assert back == "GPUs: the driver answers again"
     assert isinstance(event, GpuEvent)
+
+
+async def test_how_the_gpus_are_is_told_too(nvml: FakeNvml) -> None:
+    nvml.gpus[1].throttle = 0x40
+    nvml.change(nvml.gpus[1])
+    told: asyncio.Queue[tuple[dict[str, Reading], Inventory]] = asyncio.Queue()
+    watch = GpuWatch(print, lambda readings, inventory: told.put_nowait((readings, inventory)))
+    task = asyncio.get_running_loop().create_task(watch.run())
+    async with asyncio.timeout(DEADLINE_S):
+        readings, inventory = await told.get()
+    task.cancel()
+    await asyncio.wait([task])
+    assert [gpu.uuid for gpu in inventory.gpus] == [gpu.uuid for gpu in nvml.gpus]
+    assert readings[nvml.gpus[1].uuid].throttle_reasons == ("heat (hardware)",)

@@ -15,7 +15,7 @@ from launcher import asking, changes, router_process, status
 from launcher import supervisor as supervising
 from launcher.cluster import Cluster
 from launcher.crew import Crew
-from launcher.gpu import GpuEvent
+from launcher.gpu import DriverState, GpuEvent, Inventory, Reading
 from launcher.instance import Phase
 from launcher.placement import replica_specs
 from launcher.plan import Plan
@@ -410,6 +410,21 @@ async def test_who_is_on_a_gpu_that_fails_is_told(
         keeper.report = lambda trouble, name=keeper.spec.id: told.append(name)
     supervisor._on_gpu_event(event)
     assert told == expected
+
+
+async def test_the_router_is_told_what_is_wrong_with_a_gpu(supervisor, admin) -> None:
+    [keeper, *_] = supervisor._keepers
+    uuid = "GPU-0"
+    keeper.spec = replace(keeper.spec, devices=(uuid,))
+    supervisor._on_gpu_event(GpuEvent(uuid, "ecc", None, True, "uncorrectable memory error"))
+    reading = Reading(uuid, 0, 1, throttle_reasons=("heat (hardware)",))
+    supervisor._on_readings({uuid: reading}, Inventory(DriverState.OK))
+    await supervisor._reporter.push()
+    told = {entry["id"]: entry for entry in admin.pushes[-1]["replicas"]}
+    mine = told.pop(keeper.spec.id)
+    assert "uncorrectable memory error" in mine["fault"]
+    assert "heat (hardware)" in mine["slowed"]
+    assert not any("fault" in entry or "slowed" in entry for entry in told.values())
 
 
 def test_asked_twice_it_hurries(cluster) -> None:

@@ -161,7 +161,7 @@ def test_what_the_launcher_decided_is_told_once() -> None:
     assert "no longer wanted" in rendered(noted, with_example=True)
 
 
-@pytest.mark.parametrize("health", ["unhealthy", "ejected"])
+@pytest.mark.parametrize("health", ["suspect", "unhealthy", "ejected"])
 def test_a_ready_replica_that_gets_no_calls_is_not_shown_as_well(health):
     """It answers its health check now and then, or hangs: the process alone does not tell."""
     seen = {"pools": [{"replicas": [{"id": READY.id, "health": health, "admin": "active"}]}]}
@@ -170,3 +170,24 @@ def test_a_ready_replica_that_gets_no_calls_is_not_shown_as_well(health):
     assert f"gets no calls: the router finds it {health}" in text
     (well,) = overlay([replica], {"pools": [{"replicas": [{"id": READY.id, "health": "healthy"}]}]})
     assert "gets no calls" not in rendered(status(well))
+
+
+def test_why_the_router_sends_nothing_is_told():
+    seen = {"id": READY.id, "health": "ejected", "reason": "its first call failed: out of memory"}
+    (replica,) = overlay([READY], {"pools": [{"replicas": [seen]}]})
+    assert "finds it ejected: its first call failed: out of memory" in rendered(status(replica))
+
+
+@pytest.mark.parametrize(
+    ("seen", "shown"),
+    [
+        ({"fault": "GPU-1: XID 48"}, "used only where no other serves: GPU-1: XID 48"),
+        ({"slowed": "GPU-1 throttled: heat"}, "gets fewer calls: GPU-1 throttled: heat"),
+        ({"fault": None, "slowed": None}, ""),
+    ],
+)
+def test_what_is_wrong_with_its_gpu_is_told(seen, shown):
+    state = {"pools": [{"replicas": [{"id": READY.id, "health": "healthy", **seen}]}]}
+    (replica,) = overlay([READY], state)
+    assert replica.gpu_trouble == shown
+    assert shown in rendered(status(replica))

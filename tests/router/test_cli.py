@@ -282,6 +282,72 @@ async def test_it_starts_from_its_state_folder_alone(router, replica, tmp_path):
     await process.stopped()
 
 
+# ---- SIGHUP ----
+
+
+async def line(process, kind):
+    """The next log line of that kind."""
+    async with asyncio.timeout(20):
+        while data := await process.stdout.readline():
+            if (said := json.loads(data))["event"] == kind:
+                return said
+    raise AssertionError(f"it ended before a line of {kind}")
+
+
+async def test_sighup_reads_the_file_again_in_the_same_process(router, replica, tmp_path):
+    path = tmp_path / "router.yaml"
+    path.write_text(f"router: {{port: 0}}\nreplicas: [{replica.url}]\n")
+    process = await router("--config", str(path), "--policy", "round_robin")
+    path.write_text("router: {prot: 0}\n")
+    process.process.send_signal(signal.SIGHUP)
+    assert f"{path}:1: router.prot" in (await line(process.process, "reload"))["refused"][0]
+    path.write_text(
+        f"router: {{policy: least_requests, log_calls: false}}\nreplicas: [{replica.url}]\n"
+    )
+    process.process.send_signal(signal.SIGHUP)
+    said = await line(process.process, "reload")
+    assert said["changed"] == ["log_calls: true -> false"]  # the command line still wins
+    assert said["needs_restart"] == ["port: 0 -> 8080"]
+    assert (said["joined"], said["left"]) == ([], [])
+    assert (await post(process.port))[0] == 200
+    assert (await process.stopped())[0] == 0
+
+
+ON_A_TERMINAL = """
+import os, pty, sys
+pid, terminal = pty.fork()
+if pid == 0:
+    err = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    os.dup2(err, 1), os.dup2(err, 2)
+    os.execv(sys.executable, [sys.executable, "-m", "router", *sys.argv[2:]])
+print(pid, flush=True)
+sys.stdin.read()
+os.close(terminal)
+os.waitpid(pid, 0)
+"""
+
+
+async def test_a_closed_terminal_stops_it_and_a_signal_from_there_does_not(
+    replica, tmp_path, until
+):
+    path, said = tmp_path / "router.yaml", tmp_path / "said"
+    path.write_text(f"router: {{port: 0}}\nreplicas: [{replica.url}]\n")
+    terminal = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ON_A_TERMINAL, str(said), "--config", str(path)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    pid = int(await terminal.stdout.readline())
+    await until(lambda: said.exists() and "serving on" in said.read_text())
+    os.kill(pid, signal.SIGHUP)
+    await until(lambda: '"event":"reload"' in said.read_text())
+    assert '"event":"drain"' not in said.read_text()
+    terminal.stdin.close()
+    async with asyncio.timeout(20):
+        await terminal.wait()
+    assert '"event":"drain"' in said.read_text()
+
+
 async def test_the_open_file_limit_is_raised(router, replica):
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     wanted = 1_048_576 if hard == resource.RLIM_INFINITY else min(hard, 1_048_576)

@@ -20,7 +20,7 @@ async def test_a_kept_connection_is_only_stale_when_it_breaks_at_once(
 ):
     """Later, the replica may have died of the call: that is an attempt, and a death it had."""
     monkeypatch.setattr("router.upstream.STALE_WITHIN_S", stale_within_s)
-    rig = await app(health={"interval_s": 1000})
+    rig = await app(health={"interval_s": 1000, "warm_up": False})
     assert (await rig.post("/generate", GENERATE)).status == 200
     connections = rig.replicas[0].connections
     rig.replicas[0].say(wire.CUT)
@@ -101,7 +101,7 @@ async def test_a_connection_whose_request_is_not_out_yet_is_not_used_again(app):
     """What is sent next would be read as part of the body."""
     replica = EarlyReplica()
     await replica.start()
-    rig = await app([replica], health={"interval_s": 1000})
+    rig = await app([replica], health={"interval_s": 1000, "warm_up": False})
     reply = await rig.post("/generate", {"inputs": "a" * 16_000_000})
     assert (reply.status, reply.body) == (413, b"too big!")
     reply = await rig.post("/generate", GENERATE)

@@ -151,6 +151,17 @@ def test_fields_of_a_newer_launcher_are_ignored():
     assert pushed(entry("a", colour="red"), mood="good").replicas[0].id == "a"
 
 
+def test_what_is_wrong_with_a_gpu_comes_with_the_list_and_goes_with_it(make):
+    fleet = make()
+    fleet.accept(pushed(entry("a", fault="XID 48"), entry("b", slowed="heat"), entry("c")))
+    found = {replica.id: (replica.fault, replica.slowed) for replica in fleet.replicas()}
+    assert found == {"a": ("XID 48", ""), "b": ("", "heat"), "c": ("", "")}
+    before = list(fleet.replicas())
+    fleet.accept(pushed(entry("a", fault=None), entry("b"), entry("c"), epoch=2))
+    assert list(fleet.replicas()) == before
+    assert not any(replica.fault or replica.slowed for replica in before)
+
+
 # ---- finding a pool ----
 
 

@@ -8,35 +8,39 @@ from router.config import HealthConfig
 from router.health import Event, Health, State
 
 pytestmark = pytest.mark.virtual_time
-CONFIG = HealthConfig(fall=3, rise=2, eject_after=5, eject_base_s=10, eject_max_s=60)
+CONFIG = HealthConfig(fall=3, rise=2, eject_after=5, eject_base_s=10, eject_max_s=60, warm_up=False)
 QUICK = HealthConfig(fall=1, rise=1, eject_after=1, eject_base_s=10, eject_max_s=60)
-U, H, S, D, E = State.UNKNOWN, State.HEALTHY, State.SUSPECT, State.UNHEALTHY, State.EJECTED
+U, W, H, S, D, E = State
 
 # One event with every threshold at 1, so that it has its full effect.
 EFFECTS = {
-    Event.PROBE_OK: {U: H, H: H, S: H, D: H, E: E},
-    Event.PROBE_FAIL: {U: D, H: D, S: D, D: D, E: E},
-    Event.PROBE_LATE: {U: D, H: D, S: D, D: D, E: E},
-    Event.REFUSED: {U: D, H: D, S: D, D: D, E: D},
-    Event.LOST: {U: U, H: H, S: S, D: D, E: E},
-    Event.CALL_OK: {U: U, H: H, S: H, D: D, E: E},
-    Event.CALL_FAIL: {U: U, H: E, S: S, D: D, E: E},
-    Event.SUSPECTED: {U: U, H: S, S: S, D: D, E: E},
-    Event.HEARD: {U: U, H: H, S: H, D: D, E: E},
-    Event.TIME_UP: {U: U, H: H, S: S, D: D, E: U},
-    Event.NEW_GENERATION: {U: U, H: U, S: U, D: U, E: U},
+    Event.PROBE_OK: {U: W, W: W, H: H, S: H, D: W, E: E},
+    Event.PROBE_FAIL: {U: D, W: D, H: D, S: D, D: D, E: E},
+    Event.PROBE_LATE: {U: D, W: D, H: D, S: D, D: D, E: E},
+    Event.WARMED: {U: U, W: H, H: H, S: S, D: D, E: E},
+    Event.WARM_UP_FAIL: {U: U, W: E, H: H, S: S, D: D, E: E},
+    Event.REFUSED: {U: D, W: D, H: D, S: D, D: D, E: D},
+    Event.LOST: {U: U, W: W, H: H, S: S, D: D, E: E},
+    Event.CALL_OK: {U: U, W: W, H: H, S: H, D: D, E: E},
+    Event.CALL_FAIL: {U: U, W: W, H: E, S: S, D: D, E: E},
+    Event.SUSPECTED: {U: U, W: W, H: S, S: S, D: D, E: E},
+    Event.HEARD: {U: U, W: W, H: H, S: H, D: D, E: E},
+    Event.TIME_UP: {U: U, W: W, H: H, S: S, D: D, E: U},
+    Event.NEW_GENERATION: {U: U, W: U, H: U, S: U, D: U, E: U},
 }
 
 
 def in_state(state, config=CONFIG):
     """A record brought there by events alone."""
     health = Health(config)
+    up = [Event.PROBE_OK, Event.WARMED]
     path = {
         U: [],
-        H: [Event.PROBE_OK],
-        S: [Event.PROBE_OK, Event.SUSPECTED],
-        D: [Event.PROBE_OK] + [Event.PROBE_FAIL] * config.fall,
-        E: [Event.PROBE_OK] + [Event.CALL_FAIL] * config.eject_after,
+        W: [Event.PROBE_OK],
+        H: up,
+        S: [*up, Event.SUSPECTED],
+        D: up + [Event.PROBE_FAIL] * config.fall,
+        E: up + [Event.CALL_FAIL] * config.eject_after,
     }[state]
     for event in path:
         health.on(event, 0.0)
@@ -201,7 +205,118 @@ def test_a_new_generation_starts_with_a_clean_record():
     assert health.on(Event.CALL_FAIL, 0.0) is H
 
 
+# ---- the first call ----
+
+WARM = HealthConfig(fall=3, rise=2, eject_base_s=10, eject_max_s=60)
+
+
+def test_one_that_is_up_is_warmed_before_it_counts_as_healthy():
+    health = Health(WARM)
+    assert health.on(Event.PROBE_OK, 0.0) is W
+    assert not health.is_sure
+    assert health.on(Event.WARMED, 1.0) is H
+    assert health.is_sure
+
+
+def test_one_that_comes_back_is_warmed_again():
+    health = in_state(D, WARM)
+    assert [health.on(Event.PROBE_OK, 0.0) for _ in range(2)] == [D, W]
+    assert health.on(Event.WARMED, 0.0) is H
+    health.on(Event.REFUSED, 0.0)
+    assert health.on(Event.PROBE_OK, 0.0) is W
+
+
+def test_one_that_fails_its_first_call_stays_out_ever_longer():
+    """Its health check is fine, and nothing else is."""
+    health, lengths, now_s = Health(WARM), [], 0.0
+    for _ in range(5):
+        assert health.on(Event.PROBE_OK, now_s) is W
+        assert health.on(Event.WARM_UP_FAIL, now_s) is E
+        lengths.append(health.ejected_until_s - now_s)
+        now_s = health.ejected_until_s
+        assert health.on(Event.TIME_UP, now_s) is U
+    assert lengths == [10.0, 20.0, 40.0, 60.0, 60.0]
+
+
+def test_a_token_of_its_own_does_not_forgive_earlier_ejections():
+    health = in_state(E, WARM)
+    health.on(Event.TIME_UP, 10.0)
+    health.on(Event.PROBE_OK, 10.0)
+    health.on(Event.WARMED, 10.0)
+    for _ in range(5):
+        health.on(Event.CALL_FAIL, 11.0)
+    assert health.ejected_until_s == 31.0
+
+
+def test_a_warm_up_lifts_a_doubt_that_is_older():
+    health = in_state(W, WARM)
+    health.on(Event.LOST, 5.0)
+    health.on(Event.WARMED, 9.0, 4.0)
+    assert not health.is_sure
+    health = in_state(W, WARM)
+    health.on(Event.LOST, 5.0)
+    health.on(Event.WARMED, 9.0, 6.0)
+    assert health.is_sure
+
+
 # ---- the pool's guards ----
+
+
+def fail_warm_up(world, name):
+    for event in (Event.PROBE_OK, Event.PROBE_OK, Event.WARM_UP_FAIL):
+        world.pool.on_event(world[name], event, "test")
+    assert world[name].health.state is State.EJECTED
+
+
+def usable(world):
+    return [replica.id for replica in world.pool if replica.is_usable]
+
+
+async def test_a_warming_one_is_used_when_nobody_else_is_there(world):
+    one = world(health=WARM)
+    one.add("a", "b", "c", up=False)
+    for name in "ab":
+        one.pool.on_event(one[name], Event.PROBE_OK, "test")
+    assert usable(one) == ["a", "b"], "at the first start nobody waits"
+    one.up("c")
+    assert usable(one) == ["c"]
+    one.up("a")
+    assert usable(one) == ["a", "c"]
+
+
+async def test_one_that_failed_its_first_call_is_used_only_as_the_last(world):
+    one = world(health=WARM)
+    one.add("a", "b", "c", up=False)
+    fail_warm_up(one, "a")
+    assert usable(one) == ["a"]
+    one.pool.on_event(one["b"], Event.PROBE_OK, "test")
+    assert usable(one) == ["b"]
+    fail_warm_up(one, "b")
+    one.up("c")
+    assert usable(one) == ["c"]
+    one.down("c")
+    assert usable(one) == ["a", "b"]
+
+
+async def test_an_ejected_one_is_used_when_the_others_are_gone(world):
+    """It was ejected beside them; now it is the last one, and the last one is never taken."""
+    one = world(health=HealthConfig(max_ejected_share=0.5))
+    one.add("a", "b")
+    fail_calls(one, "a")
+    assert usable(one) == ["b"]
+    one.down("b")
+    assert usable(one) == ["a"]
+    one.up("b")
+    assert usable(one) == ["b"]
+
+
+async def test_why_it_is_out_stands_on_the_replica(world):
+    one = world(health=WARM)
+    one.add("a", up=False)
+    one.pool.on_event(one["a"], Event.PROBE_OK, "answered 200")
+    one.pool.on_event(one["a"], Event.WARM_UP_FAIL, "its first call failed: out of memory")
+    one.pool.on_event(one["a"], Event.CALL_FAIL, "another one")
+    assert one["a"].reason == "its first call failed: out of memory"
 
 
 def fail_calls(world, name, times=5):

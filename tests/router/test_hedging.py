@@ -152,9 +152,10 @@ async def test_without_budget_nobody_else_is_asked(hung, wire):
     gate = asyncio.Event()
     first = [gate, wire.reply(wire.generated("late"))]
     rig, client, silent, [other] = await hung(first, then=[wire.CUT])
-    while rig.app.proxy._budget.spend():
+    budget = rig.app.proxy._budget_for(rig.dispatcher.pool)
+    while budget.spend():
         pass
-    suspect(rig, silent)
+    rig.app.upstream.doubt(rig[silent.name])  # late, but its replica answers others
     await asyncio.sleep(0)
     gate.set()
     assert (await client.reply()).body == wire.generated("late")

@@ -21,7 +21,7 @@ def options(**given):
 
 
 def settings(**given):
-    return resolve(options(**given), has_listener=False)
+    return resolve(options(**given))
 
 
 def problem(**given):
@@ -136,6 +136,25 @@ def test_a_wrong_url_is_shown_with_what_was_expected(url):
     message = problem(replica_urls=[url])
     assert "--replica" in message
     assert repr(url) in message
+
+
+def test_who_is_known_by_an_id_keeps_it_however_the_list_is_edited():
+    known = {"http://h:1": "replica-0", "http://h:2": "replica-1", "http://h:3": "replica-2"}
+
+    def ids(*urls):
+        found = resolve(options(replica_urls=list(urls)), known)
+        return [entry.id for entry in found.replicas.replicas]
+
+    assert ids("http://h:3", "http://h:2") == ["replica-2", "replica-1"]
+    assert ids("http://h:4", "http://h:3") == ["replica-0", "replica-2"]
+    assert ids("http://h:3", "http://h:1", "http://h:4") == ["replica-2", "replica-0", "replica-1"]
+    assert ids("http://h:4", "http://h:1", "http://h:5") == ["replica-1", "replica-0", "replica-2"]
+
+
+def test_an_id_that_is_written_wins_over_the_one_it_is_known_by(config):
+    path = config("replicas: [{url: 'http://h:1', id: a}, 'http://h:2']\n")
+    found = resolve(options(config=path), {"http://h:1": "replica-1", "http://h:2": "replica-0"})
+    assert [entry.id for entry in found.replicas.replicas] == ["a", "replica-0"]
 
 
 def test_the_same_url_or_id_twice_is_refused(config):

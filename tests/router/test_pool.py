@@ -1,10 +1,12 @@
 """Membership, what engines told, and what a call will cost in this pool."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from router.call import Ask
+from router.config import HealthConfig
 from router.dialects import DIALECTS, EngineInfo
 from router.errors import NoReplica
 from router.health import Event, State
@@ -277,3 +279,127 @@ async def test_waiting_calls_go_out_as_soon_as_silence_is_all_that_is_known(worl
     one.pool.on_event(one["a"], Event.PROBE_LATE, "test")
     await settle()
     assert waiting.done()
+
+
+# ---- coming back beside others ----
+
+
+def limits(one):
+    return {replica.id: replica.room.requests for replica in one.pool}
+
+
+async def test_one_that_comes_back_while_others_serve_starts_slowly(world):
+    one = world()
+    one.add("a", "b", requests=32)
+    one.down("a")
+    one.up("a")
+    assert limits(one) == {"a": 2, "b": 32}
+
+
+async def test_a_new_generation_is_one_that_comes_back(world):
+    one = world()
+    one.add("a", "b", requests=32)
+    members = one.member("a", generation=2, requests=32), one.member("b", requests=32)
+    one.sync(*members)
+    one.up("a")
+    assert limits(one) == {"a": 2, "b": 32}
+
+
+async def test_at_the_first_start_nobody_starts_slowly(world):
+    one = world()
+    one.add("a", "b", "c", requests=32)
+    assert set(limits(one).values()) == {32}
+
+
+async def test_the_only_one_does_not_start_slowly(world):
+    one = world()
+    one.add("a", "b", requests=32)
+    one.down("a")
+    one.down("b")
+    one.up("a")
+    assert one["a"].room.requests == 32
+
+
+async def test_one_that_is_left_alone_meanwhile_takes_all(world):
+    one = world()
+    one.add("a", "b", requests=32)
+    one.down("a")
+    one.up("a")
+    one.down("b")
+    assert one["a"].room.requests == 32
+
+
+async def test_a_suspect_was_never_away(world):
+    one = world()
+    one.add("a", "b", requests=32)
+    one.pool.on_event(one["a"], Event.SUSPECTED, "test")
+    one.pool.on_event(one["a"], Event.HEARD, "test")
+    assert one["a"].room.requests == 32
+
+
+async def test_slow_start_can_be_switched_off(world):
+    one = world(health=HealthConfig(slow_start=False, warm_up=False))
+    one.add("a", "b", requests=32)
+    one.down("a")
+    one.up("a")
+    assert one["a"].room.requests == 32
+
+
+async def test_calls_that_wait_come_to_it_in_growing_numbers(world, settle):
+    one = world()
+    one.add("a", "b", requests=8)
+    one.down("a")
+    held = [await one.acquire() for _ in range(8)]
+    waiting = [one.waiting() for _ in range(20)]
+    one.up("a")
+    await settle()
+
+    def mine():
+        return [task.result() for task in waiting if task.done() and task.result().is_open]
+
+    for most in (2, 4, 8):
+        assert len(mine()) == one["a"].load.requests == most
+        for lease in mine():
+            one.end(lease)
+        await settle()
+    for lease in (*held, *mine()):
+        one.end(lease)
+
+
+# ---- what the launcher says of its GPU ----
+
+
+def told(one, **faults):
+    """The list again, with what is wrong with some."""
+    one.sync(*(replace(member, **faults.get(name, {})) for name, member in one._members.items()))
+
+
+async def test_a_replica_on_a_faulty_gpu_is_used_only_where_no_other_serves(world):
+    one = world()
+    one.add("a", "b", "c")
+    told(one, a={"fault": "XID 48: uncorrectable memory error"})
+    assert [replica.id for replica in one.pool if replica.is_usable] == ["b", "c"]
+    one.down("b")
+    one.down("c")
+    assert one["a"].is_usable
+    one.up("c")
+    assert not one["a"].is_usable
+    told(one, a={"fault": ""})
+    assert one["a"].is_usable
+
+
+async def test_when_all_gpus_are_faulty_all_are_used(world):
+    one = world()
+    one.add("a", "b")
+    told(one, a={"fault": "x"}, b={"fault": "y"})
+    assert all(replica.is_usable for replica in one.pool)
+
+
+async def test_a_throttled_gpu_is_given_less(world):
+    one = world()
+    one.add("a", "b", requests=8)
+    told(one, a={"slowed": "heat (hardware)"})
+    assert limits(one) == {"a": 4, "b": 8}
+    assert one["a"].is_usable
+    told(one, a={"slowed": ""})
+    assert limits(one) == {"a": 8, "b": 8}

@@ -11,13 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from router.config import HealthConfig
-from router.errors import ConnectFailed, NoSockets, ReplicaLost
+from router.errors import ConnectFailed, ConnectTimeout, NoSockets, ReplicaLoading, ReplicaLost
 from router.health import Event, State
 from router.prober import Prober
 from router.replica import Admin
 from router.tasks import Tasks
 
 pytestmark = pytest.mark.virtual_time
+JSON = [("content-type", "application/json")]
 INFO = {"version": "1.4.4", "max_total_tokens": 2048, "max_batch_total_tokens": 9000}
 NEW_INFO = {"version": "3.3.5", "max_total_tokens": 2048, "max_concurrent_requests": 64}
 
@@ -30,27 +31,32 @@ class Replicas:
         self.health = 200
         self.info = (200, json.dumps(INFO).encode())
         self.metrics = (200, b"tgi_queue_size 0\n")
+        self.one_token = (200, b"{}")
         self.delay_s = 0.0
+        self.one_token_s = 0.0
         self.log = []
         self.open = 0
 
     def times(self, path="/health"):
         return [at_s for at_s, asked in self.log if asked == path]
 
-    async def send(self, replica, method, path, *, limit):
+    async def send(self, replica, method, path, headers=(), body=b"", *, limit):
         self.log.append((self.loop.time(), path))
         until_s, error = limit
-        if self.delay_s:
-            await asyncio.sleep(min(self.delay_s, until_s - self.loop.time()))
+        delay_s = self.delay_s or (self.one_token_s if method == "POST" else 0.0)
+        if delay_s:
+            await asyncio.sleep(min(delay_s, until_s - self.loop.time()))
             if self.loop.time() >= until_s:
                 raise error
-        answer = {"/health": self.health, "/info": self.info, "/metrics": self.metrics}[path]
+        answer = {"/health": self.health, "/info": self.info, "/metrics": self.metrics}.get(
+            path, self.one_token
+        )
         if isinstance(answer, Exception):
             raise answer
         status, body = answer if isinstance(answer, tuple) else (answer, b"")
         self.open += 1
         return SimpleNamespace(
-            head=SimpleNamespace(status=status), body=lambda: body, close=self.closed
+            head=SimpleNamespace(status=status, fields=JSON), body=lambda: body, close=self.closed
         )
 
     def closed(self):
@@ -58,9 +64,16 @@ class Replicas:
 
 
 @pytest.fixture
-async def probing(world):
+def is_warming():
+    """Whether a replica that comes up has to give a token first."""
+    return False
+
+
+@pytest.fixture
+async def probing(world, is_warming):
     """A pool of one replica `a` under probing."""
-    one, tasks = world(health=HealthConfig(interval_s=5, timeout_s=3, fall=3, rise=2)), Tasks()
+    health = HealthConfig(interval_s=5, timeout_s=3, fall=3, rise=2, warm_up=is_warming)
+    one, tasks = world(health=health), Tasks()
     one.replicas = Replicas()
     one.prober = Prober(one.replicas, one.pool._config, tasks, one.clock)
     one.pool.look = one.prober.hurry
@@ -397,3 +410,216 @@ async def test_a_router_without_sockets_learns_nothing_of_its_replicas(probing):
     await asyncio.sleep(60.0)
     assert len(probing.replicas.times()) > 10
     assert replica.is_usable
+
+
+# ---- calls of one token ----
+
+warming = pytest.mark.parametrize("is_warming", [True])
+FAULT = (424, b'{"error":"out of memory","error_type":"generation"}')
+
+
+def tries(probing):
+    probing.tried = []
+    probing.prober.tried = lambda replica, kind, is_passed: probing.tried.append((kind, is_passed))
+    return probing.tried
+
+
+@warming
+async def test_a_new_replica_gives_a_token_before_it_is_healthy(probing):
+    tried = tries(probing)
+    probing.replicas.one_token_s = 40.0
+    replica = probing.watch()
+    await asyncio.sleep(39.9)
+    assert replica.health.state is State.WARMING
+    assert replica.is_usable, "nobody else is there"
+    await asyncio.sleep(0.2)
+    assert replica.health.state is State.HEALTHY
+    assert tried == [("warm-up", True)]
+    asked = [path for _, path in probing.replicas.log]
+    assert asked[:3] == ["/health", "/info", "/generate"]
+
+
+@warming
+async def test_one_that_comes_back_gives_one_token_and_takes_no_call_before(probing):
+    replica = probing.watch()
+    probing.sync(probing.member("a", requests=None), probing.member("b"))
+    probing.up("b")
+    await asyncio.sleep(1.0)
+    probing.replicas.health = ConnectFailed("refused")
+    await asyncio.sleep(10.0)
+    assert replica.health.state is State.UNHEALTHY
+    probing.replicas.health, probing.replicas.one_token_s = 200, 5.0
+    await asyncio.sleep(4.0)
+    assert replica.health.state is State.WARMING
+    assert not replica.is_usable
+    await asyncio.sleep(3.0)
+    assert replica.is_usable
+
+
+@warming
+@pytest.mark.parametrize(
+    ("answer", "state", "is_passed"),
+    [
+        ((200, b"{}"), State.HEALTHY, True),
+        ((404, b"{}"), State.HEALTHY, True),
+        ((422, b"{}"), State.HEALTHY, True),
+        ((429, b"{}"), State.HEALTHY, True),
+        ((503, b"{}"), State.HEALTHY, True),
+        (FAULT, State.EJECTED, False),
+        ((500, b"oops"), State.EJECTED, False),
+        ((200, b"<html>"), State.EJECTED, False),
+        (ReplicaLost("cut"), State.EJECTED, False),
+        (ConnectFailed("refused"), State.UNHEALTHY, False),
+        (ReplicaLoading("loads"), State.UNHEALTHY, False),
+        (ConnectTimeout("deaf"), State.UNHEALTHY, False),
+    ],
+)
+async def test_what_the_first_call_may_come_to(probing, answer, state, is_passed):
+    tried = tries(probing)
+    probing.replicas.one_token = answer
+    replica = probing.watch()
+    await asyncio.sleep(0.05)
+    assert replica.health.state is state
+    assert tried == [("warm-up", is_passed)]
+
+
+@warming
+async def test_a_replica_whose_calls_all_fail_stays_out_ever_longer_and_says_why(probing):
+    probing.replicas.one_token = FAULT
+    replica = probing.watch()
+    probing.sync(probing.member("a", requests=None), probing.member("b"))
+    probing.up("b")
+    await asyncio.sleep(200.0)
+    assert not replica.is_usable
+    assert "out of memory" in replica.reason
+    assert gaps(probing.replicas.times("/generate")) == [10.0, 20.0, 40.0, 60.0, 60.0]
+    probing.replicas.one_token = (200, b"{}")
+    await asyncio.sleep(61.0)
+    assert replica.is_usable
+
+
+@warming
+async def test_a_first_call_that_never_ends_is_bounded(probing):
+    probing.prober._config = HealthConfig(warm_up_timeout_s=7.0)
+    probing.replicas.one_token_s = 1000.0
+    replica = probing.watch()
+    await asyncio.sleep(7.1)
+    assert replica.health.state is State.EJECTED
+    assert replica.reason == ("its first call failed: no answer to a call of one token within 7 s")
+
+
+async def test_without_warming_a_passed_probe_is_enough(probing):
+    replica = probing.watch()
+    probing.replicas.one_token = FAULT
+    await asyncio.sleep(1.0)
+    assert replica.health.state is State.HEALTHY
+    assert probing.replicas.times("/generate") == []
+
+
+@warming
+async def test_probes_go_on_while_the_first_call_takes_its_time(probing):
+    probing.replicas.one_token_s = 1000.0
+    replica = probing.watch()
+    await asyncio.sleep(30.0)
+    assert len(probing.replicas.times()) > 25
+    assert len(probing.replicas.times("/generate")) == 1
+    begun_s = probing.clock()
+    await asyncio.sleep(1.1)
+    assert replica.health.confirmed_s >= begun_s
+    probing.replicas.health = ConnectFailed("refused")
+    await asyncio.sleep(1.1)
+    assert replica.health.state is State.UNHEALTHY
+
+
+@warming
+async def test_a_router_without_sockets_warms_nobody_and_blames_nobody(probing):
+    tried = tries(probing)
+    probing.replicas.one_token = NoSockets("no socket to give")
+    replica = probing.watch()
+    await asyncio.sleep(5.0)
+    assert replica.health.state is State.WARMING
+    assert tried == []
+    probing.replicas.one_token = (200, b"{}")
+    await asyncio.sleep(1.1)
+    assert replica.health.state is State.HEALTHY
+
+
+async def test_an_idle_replica_gets_a_canary_now_and_then(probing):
+    tried = tries(probing)
+    probing.watch()
+    await asyncio.sleep(300.5)
+    found = gaps(probing.replicas.times("/generate"))
+    assert len(found) == 9
+    assert set(found) == {30.0}
+    assert set(tried) == {("canary", True)}
+
+
+async def test_a_busy_replica_gets_no_canary_nor_one_that_was_just_busy(probing):
+    probing.watch()
+    await asyncio.sleep(1.0)
+    lease = await probing.acquire()
+    await asyncio.sleep(300.0)
+    probing.end(lease)
+    await asyncio.sleep(29.0)
+    assert probing.replicas.times("/generate") == []
+    await asyncio.sleep(7.0)
+    assert len(probing.replicas.times("/generate")) == 1
+
+
+async def test_canaries_can_be_switched_off(probing):
+    probing.prober._config = HealthConfig(canary_idle_s=0)
+    probing.watch()
+    await asyncio.sleep(300.0)
+    assert probing.replicas.times("/generate") == []
+
+
+async def test_a_drained_replica_gets_no_canary(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.pool.set_admin(replica, Admin.DRAINING)
+    await asyncio.sleep(300.0)
+    assert probing.replicas.times("/generate") == []
+
+
+@pytest.mark.parametrize("fault", [FAULT, ReplicaLost("cut")])
+async def test_canaries_that_fail_eject_like_calls(probing, fault):
+    """At the pace of probes then: nobody waits minutes for what an idle one is worth."""
+    tried = tries(probing)
+    replica = probing.watch()
+    probing.sync(probing.member("a", requests=None), probing.member("b"))
+    probing.up("b")
+    await asyncio.sleep(1.0)
+    probing.replicas.one_token = fault
+    await asyncio.sleep(55.0)
+    assert replica.health.state is State.EJECTED
+    assert tried.count(("canary", False)) == 5
+    assert "canary" in replica.reason
+
+
+async def test_a_canary_that_hangs_holds_up_no_probe(probing):
+    probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.one_token_s = 1000.0
+    await asyncio.sleep(60.0)
+    assert set(gaps(probing.replicas.times())[1:]) == {5.0}
+    replica = next(iter(probing.pool))
+    assert replica.health.call_fails >= 1
+
+
+async def test_a_canary_is_refused_where_the_replica_died(probing):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.one_token = ConnectFailed("refused")
+    await asyncio.sleep(29.01)
+    assert replica.health.state is State.UNHEALTHY
+
+
+async def test_a_forgotten_replica_s_canary_is_given_up(probing, settle):
+    replica = probing.watch()
+    await asyncio.sleep(1.0)
+    probing.replicas.one_token_s = 1000.0
+    await asyncio.sleep(30.0)
+    assert probing.prober._watched[replica].call is not None
+    probing.prober.forget(replica)
+    await settle()
+    assert replica.health.call_fails == 0

@@ -241,3 +241,19 @@ def test_a_share_of_zero_allows_the_burst_only():
     for _ in range(1000):
         budget.earn()
     assert not budget.spend()
+
+
+def test_a_budget_that_has_more_to_cover_has_more_to_spend_at_once():
+    """Else the first loss of a large replica would find what a small one's may cost."""
+    budget = RetryBudget(0.0)
+    budget.cover(64)
+    assert sum(budget.spend() for _ in range(100)) == 64
+    budget.cover(64)
+    assert not budget.spend()
+
+
+def test_a_budget_that_has_less_to_cover_keeps_no_more_than_that():
+    budget = RetryBudget(0.0)
+    budget.cover(64)
+    budget.cover(4)
+    assert sum(budget.spend() for _ in range(100)) == 16

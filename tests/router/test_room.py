@@ -271,3 +271,78 @@ def test_an_operators_word_may_exceed_our_default_but_not_the_engines_permits():
     assert room.requests == 500
     room.told(Capacity(requests=200))
     assert room.requests == 200
+
+
+# ---- coming back ----
+
+
+def answered_rounds(room, rounds):
+    """The room after each round in which it is filled and all calls come back."""
+    sizes = []
+    for _ in range(rounds):
+        for _ in range(room.requests):
+            room.answered(0.0, full(room), 1.0, 0.0)
+        sizes.append(room.requests)
+    return sizes
+
+
+def test_a_slow_start_doubles_with_each_round_up_to_what_was_told():
+    room = Room(Capacity(requests=40, tokens=10**6))
+    room.start_slowly()
+    assert room.requests == 2
+    assert answered_rounds(room, 6) == [4, 8, 16, 32, 40, 40]
+
+
+def test_a_slow_start_leads_to_what_was_learned_before():
+    room = Room(Capacity(requests=128))
+    grow(room, 3)
+    learned = room.requests
+    assert learned > 16
+    room.start_slowly()
+    assert answered_rounds(room, 3) == [4, 8, 16]
+    answered_rounds(room, 3)
+    assert room.requests == learned
+
+
+def test_a_slow_start_is_over_when_nobody_else_is_left():
+    room = Room(Capacity(requests=40, tokens=10**6))
+    room.start_slowly()
+    room.start_fully()
+    assert room.requests == 40
+
+
+def test_a_slow_start_never_gives_more_than_there_is_room_for():
+    room = Room(Capacity(requests=1, tokens=10**6))
+    room.start_slowly()
+    assert room.requests == 1
+
+
+# ---- throttled ----
+
+
+def test_a_slowed_replica_is_given_half_its_room_for_as_long_as_that_lasts():
+    room = Room(Capacity(requests=40, tokens=1000))
+    room.fix(None, None, is_slowed=True)
+    assert room.requests == 20
+    assert room.takes(Load(1, 400), cost(tokens=100))
+    assert not room.takes(Load(1, 401), cost(tokens=100))
+    room.fix(None, None)
+    assert room.requests == 40
+    assert room.takes(Load(1, 900), cost(tokens=100))
+
+
+def test_a_slowed_replica_takes_one_call_whatever_it_is():
+    room = Room(Capacity(requests=1, tokens=100))
+    room.fix(None, None, is_slowed=True)
+    assert room.requests == 1
+    assert room.takes(Load(0, 0), cost(tokens=1000))
+
+
+def test_nothing_is_learned_of_a_limit_that_only_half_is_used_of():
+    room = Room(Capacity(requests=128))
+    grow(room, 2)
+    before = room.requests
+    room.fix(None, None, is_slowed=True)
+    grow(room, 20)
+    room.fix(None, None)
+    assert room.requests == before

@@ -90,6 +90,17 @@ async def test_it_is_suspected_again_when_it_falls_silent_again(watched):
 
 
 @pytest.mark.virtual_time
+async def test_one_that_freezes_for_long_again_and_again_is_left_in_peace(watched):
+    """Unary calls on an engine that answers nothing while it prefills: that is its pace."""
+    used_to_be_quick(watched)
+    await given_a_call(watched)
+    for _ in range(20):
+        await asyncio.sleep(2.5)
+        watched["a"].pace.heard(watched.clock())
+    assert 1 <= len(watched.suspected) <= 3
+
+
+@pytest.mark.virtual_time
 async def test_an_answered_question_is_no_suspicion_however_long_its_calls_take(watched):
     """Unary calls alone: nothing comes for minutes but the answers to probes."""
     used_to_be_quick(watched)

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from operator import length_hint
 
 import openai
 import pytest
@@ -101,6 +102,31 @@ async def test_cut_at_any_byte_a_stream_is_whole(
         assert [event.get("index") for event in events] == list(range(1, 13)), cut
         texts = "".join(event["token"]["text"] for event in events)
         assert events[-1]["generated_text"] == texts == whole, cut
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
+async def test_256_streams_cut_at_every_byte_of_an_event_are_all_whole(
+    rigged, simulator, faults, until, is_reset
+):
+    """Each connection ends one byte later than the one before: in all, over two whole events."""
+    port = simulator("3.3.5")
+    health = {"eject_after": 1000, "interval_s": 1000}
+    rig, [proxy] = await rigged([port, port], proxied=[0], health=health)
+    whole = await reference(rig)
+    await rig_forgets_connections(rig)
+    places = range(500, 500 + 256)
+    proxy.plan = iter([faults.Faults(cut_after_bytes=cut, is_reset=is_reset) for cut in places])
+    while length_hint(proxy.plan):
+        await until(lambda: all(replica.is_usable for replica in rig.all()))  # probed since
+        await rig_forgets_connections(rig)
+        calls = (rig.post("/generate_stream", GENERATE) for _ in range(256))
+        for reply in await asyncio.gather(*calls):
+            assert reply.is_whole
+            events = [json.loads(event[5:]) for event in reply.body.split(b"\n\n")[:-1]]
+            assert [event["index"] for event in events] == list(range(1, 13))
+            assert events[-1]["generated_text"] == whole
+            assert "".join(event["token"]["text"] for event in events) == whole
+    assert rig.metric("resumes_total", model="default", outcome="resumed") >= 150
 
 
 async def rig_forgets_connections(rig):
