@@ -122,6 +122,14 @@ class EdgeProtocol(RequestHandler):
         reply.force_close()
         return reply
 
+    def log_exception(self, *args: Any, **kwargs: Any) -> None:
+        """What is left of a refused body is thrown away unread: if it does not even unpack, that is
+        the client's doing, and nobody may fill the log with it."""
+        if isinstance(kwargs.get("exc_info"), web.RequestPayloadError):
+            log.info("refused a malformed body")
+        else:
+            super().log_exception(*args, **kwargs)
+
 
 class EdgeServer(web.Server):
     """Makes an `EdgeProtocol` per connection."""

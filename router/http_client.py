@@ -94,14 +94,12 @@ class HttpClient:
 
     def invite(self) -> None:
         """Lets a client send its body that asked first (Expect: 100-continue)."""
-        if self._transport is not None:
-            self._transport.write(CONTINUE)
+        self._put(CONTINUE)
 
     def send(self, status: int, headers: Headers, body: bytes) -> None:
         head = self._render(status, headers, f"content-length: {len(body)}\r\n")
         self.reply = Reply.WHOLE
-        if self._transport is not None:
-            self._transport.write(head + body)
+        self._put(head + body)
 
     def start(self, status: int, headers: Headers) -> None:
         framing = "" if self._http10 else "transfer-encoding: chunked\r\n"
@@ -109,20 +107,20 @@ class HttpClient:
         self.reply = Reply.OPEN
 
     def write(self, data: bytes) -> bool:
-        if self._transport is None:
+        transport = self._transport
+        if transport is None or transport.is_closing():  # `_put`, spelled out: this is per event
             return True
         if not self._http10:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head:
             data, self._head = self._head + data, b""
-        self._transport.write(data)
+        transport.write(data)
         return not self._protocol.writing_paused
 
     def end(self) -> None:
         self.reply = Reply.WHOLE
-        if self._transport is not None:
-            self._transport.write(self._head + (b"" if self._http10 else b"0\r\n\r\n"))
-            self._head = b""
+        self._put(self._head + (b"" if self._http10 else b"0\r\n\r\n"))
+        self._head = b""
 
     def cut(self) -> None:
         self.reply = Reply.WHOLE
@@ -141,6 +139,11 @@ class HttpClient:
             raise ClientGone(f"the client read nothing for {timeout_s:g} s") from None
         except ConnectionError as exc:
             raise ClientGone("the client left") from exc
+
+    def _put(self, data: bytes) -> None:
+        """Nothing for a client that is gone: for a moment only its transport knows, and raises."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
 
     def _render(self, status: int, headers: Headers, framing: str) -> bytes:
         fields = "".join(f"{name}: {value}\r\n" for name, value in (*headers, *self._extra))

@@ -54,7 +54,7 @@ VERBS = [
     command for command in containing("launcher ") if command not in (*ASKS, *CHECKS, *ON_GPUS)
 ]
 ROUTERS = containing(".venv/bin/router")
-BENCHES = containing("tests.bench")
+BENCHES = containing("tests.bench", "tests.campaign", "tests.fuzz")
 
 
 class Shell:
@@ -189,7 +189,7 @@ def test_router_alone_serves_and_stops(shell: Shell, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", BENCHES)
-def test_the_benchmark_takes_the_options_shown(shell: Shell, command: str) -> None:
+def test_what_takes_long_takes_the_options_shown(shell: Shell, command: str) -> None:
     """That it runs to its end is tested where it lives."""
     help_text = shell.run(command.split(" --")[0] + " --help")
     options = [word for word in command.split() if word.startswith("--")]

@@ -46,6 +46,8 @@ class Ending:
     generated_tokens: int | None = None
     other_events: int = 0
     """Events that carry no token: [DONE], a chunk of usage alone."""
+    is_last_word: bool = False
+    """Nothing can follow: what is lost behind it is not missed."""
 
 
 class Dialect(Protocol):

@@ -194,7 +194,7 @@ class OpenAiDialect:
         )
 
     def ending(self, path: str, last_events: bytes) -> Ending:
-        is_whole = False
+        is_whole = has_done = False
         prompt: int | None = None
         generated: int | None = None
         others = int(path == "/v1/chat/completions")  # its first event opens the message
@@ -205,8 +205,9 @@ class OpenAiDialect:
             prompt = _prompt_tokens(event) or prompt
             generated = _generated_tokens(event) or generated
             others += not _has_token(event)
-            is_whole = is_whole or data == b"[DONE]" or _is_last(event)
-        return Ending(is_whole, None, prompt, generated, others)
+            has_done = data == b"[DONE]"
+            is_whole = is_whole or has_done or _is_last(event)
+        return Ending(is_whole, None, prompt, generated, others, is_last_word=has_done)
 
     def transcript(self, call: Call, info: EngineInfo, *, seeded: bool) -> Transcript:
         if call.route not in CONTINUED:

@@ -227,6 +227,7 @@ def _tgi_ending(last: list[bytes]) -> Ending:
         is_whole=True,
         prompt_tokens=count(details, "input_length"),
         generated_tokens=count(details, "generated_tokens") or count(event, "index"),
+        is_last_word=True,
     )
 
 
@@ -257,6 +258,7 @@ def _openai_ending(last: list[bytes]) -> Ending:
         prompt_tokens=count(usage, "prompt_tokens"),
         generated_tokens=count(usage, "completion_tokens"),
         other_events=others,
+        is_last_word=last[-1:] == [b"[DONE]"],
     )
 
 

@@ -1,5 +1,7 @@
 """Any mapping with a cluster config's keys is taken, or refused with reasons."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from hypothesis import event, given, settings
@@ -167,3 +169,30 @@ good_models = st.fixed_dictionaries(
 @given(st.lists(good_models, min_size=1, max_size=3), good_engines)
 def test_models_of_any_name_become_commands(path, some_models, engine):
     check(path, {"models": some_models, "engine": engine})
+
+
+examples = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
+pieces = [
+    *("", "\n", "  ", "\t", ": ", "- ", "{", "]", "&a ", "*a", "<<: *a", "!!int ", "|", "'", '"'),
+    *("${A}", "${", "\x00", "\ufeff", "\ud800", "#", "---\n", "...\n", "9" * 5000, "1e999", "~"),
+]
+spoiling = st.lists(
+    st.tuples(st.integers(0, 3000), st.integers(0, 30), st.sampled_from(pieces)), max_size=5
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(examples).map(Path.read_text), spoiling)
+def test_a_spoilt_example_is_taken_or_refused_with_reasons(path, text, spoiling):
+    for at, gone, put in spoiling:
+        text = text[:at] + put + text[at + gone :]
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        load_cluster_config(path)
+    except ConfigError as exc:
+        told = exc.problems
+    else:
+        event("taken")
+        return
+    event("refused")
+    assert told

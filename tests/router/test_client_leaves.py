@@ -67,6 +67,30 @@ async def test_leaving_inside_a_stream_frees_the_replica(app, wire, until, how):
     assert rig.metric("cancellations_total", phase="relay") == 1
 
 
+async def test_an_event_in_the_tick_in_which_a_client_left_harms_nobody(app, wire):
+    """Its transport is closed by then, and the call not cancelled yet."""
+    rig = await app()
+    rig.replicas[0].say(wire.stream_head(), wire.chunk(wire.token(1)), wire.STALL)
+    client = await rig.client()
+    client.post("/generate_stream", GENERATE)
+    await client.head()
+    assert await client.chunk() == wire.token(1)
+    [serving] = rig.app._edge.connections
+    [exchange] = [running for running in rig.app.upstream._running if running.is_stream]
+    read = asyncio.get_running_loop().create_future()
+
+    def event():
+        try:
+            read.set_result(exchange.on_read(wire.token(2)))
+        except RuntimeError as exc:
+            read.set_exception(exc)
+
+    serving.transport.abort()
+    asyncio.get_running_loop().call_soon(event)
+    await read
+    assert (await rig.line())["status"] == 499
+
+
 @pytest.mark.parametrize("how", LEAVE)
 async def test_leaving_a_stream_that_only_has_its_head_frees_the_replica(app, wire, until, how):
     rig = await app(timeouts={"stream_open_after_s": 0.05})

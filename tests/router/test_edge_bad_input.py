@@ -181,6 +181,17 @@ async def test_a_body_that_does_not_unpack_is_refused(app, encoding, body, caplo
     assert not [record for record in caplog.records if record.exc_info]
 
 
+@pytest.mark.parametrize("path", ["/generate", "/no/such/route"])
+async def test_a_refused_body_that_does_not_unpack_leaves_no_traceback(app, path, caplog):
+    """Nobody wants it any more, but it is read to its end."""
+    rig = await app()
+    fields = ("Content-Encoding: gzip", "Content-Type: text/plain")
+    reply = await rig.post(path, b"no gzip at all", *fields)
+    assert reply.status in (404, 415)
+    assert (await rig.post("/generate", BODY)).status == 200
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 async def test_a_large_good_body_is_served(app):
     rig = await app()
     body = b'{"inputs":"' + b"a" * 600_000 + b'","parameters":{"truncate":100}}'

@@ -315,6 +315,31 @@ async def test_a_chat_stream_that_breaks_ends_in_openai_s_error_and_done(app, wi
     assert (done, rest) == (b"data: [DONE]", b"")
 
 
+@pytest.mark.parametrize("end", ["CUT", "RST", "garbage", "silence"])
+@pytest.mark.parametrize("path", ["/generate_stream", "/v1/chat/completions"])
+async def test_what_breaks_behind_the_last_word_is_not_told(app, wire, path, end):
+    """The answer is whole and its last word out: an error would come too late to be one."""
+    rig = await app(resume=OFF, timeouts={"between_events_s": 0.1})
+    events = [wire.token(1, last=" a")]
+    if path != "/generate_stream":
+        events = [wire.delta("a", finish="length"), wire.DONE]
+    steps = {"CUT": wire.CUT, "RST": wire.RST, "garbage": b"zz\r\n", "silence": wire.STALL}
+    gate = asyncio.Event()
+    said = [wire.chunk(event) for event in events]
+    rig.replicas[0].say(wire.stream_head(), *said, gate, steps[end])
+    client = await rig.client()
+    client.post(path, CHAT if path != "/generate_stream" else GENERATE)
+    await client.head()
+    got = b""
+    while len(got) < len(b"".join(events)):
+        got += await client.chunk()
+    gate.set()
+    assert await client.chunk() == b""
+    assert got == b"".join(events)
+    line = await rig.line()
+    assert (line["status"], line["error"]) == (200, None)
+
+
 async def test_an_engine_s_own_error_event_is_relayed_as_sent(app, wire):
     rig = await app(resume=OFF)
     events = [wire.token(1), wire.error_event(*FAILED)]

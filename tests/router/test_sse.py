@@ -53,6 +53,30 @@ def test_any_cuts_keep_every_byte_in_order_and_every_event_whole(parts, data):
     assert all(ends_whole(block) for block in out if block)
 
 
+mutations = st.lists(
+    st.tuples(
+        st.integers(0, 200), st.sampled_from([b"", b"\n", b"\r", b"\r\n", b":", b"\xff", b"x"])
+    ),
+    max_size=6,
+)
+
+
+def told(blocks):
+    return [payload(event) for block in blocks for event in events(block)]
+
+
+@given(st.sampled_from([STREAM, CRLF]), mutations, st.data())
+def test_a_spoilt_stream_tells_the_same_events_however_it_is_cut(stream, spoiling, data):
+    for at, put in spoiling:
+        stream = stream[:at] + put + stream[at + 1 :]
+    places = data.draw(st.lists(st.integers(0, len(stream)), max_size=12))
+    whole, cuts = Splitter(), Splitter()
+    at_once = [whole.push(stream)]
+    in_pieces = [cuts.push(piece) for piece in cut(stream, places)]
+    assert told([*in_pieces, cuts.tail]) == told([*at_once, whole.tail])
+    assert told(in_pieces) == told(at_once)
+
+
 @given(st.lists(st.binary(max_size=40), max_size=20))
 def test_garbage_is_passed_on_byte_for_byte(pieces):
     splitter = Splitter()
