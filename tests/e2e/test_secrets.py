@@ -51,7 +51,10 @@ def secret_fleet(fleet, monkeypatch):
     certificate.write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
     key.write_bytes(issued.private_key_pem.bytes())
     fleet.config["models"][0]["replicas"] = 2
-    fleet.config["engine"]["env"] = {"HF_TOKEN": "${E2E_HUB_TOKEN}"}
+    fleet.config["engine"]["env"] = {
+        "HF_TOKEN": "${E2E_HUB_TOKEN}",
+        "API_KEY": "${E2E_ENGINE_KEY}",  # replicas ask for it
+    }
     fleet.config["router"] |= {
         "engine_api_key": "${E2E_ENGINE_KEY}",
         "admin": {"port": 0, "token": "${E2E_ADMIN_TOKEN}"},
@@ -128,7 +131,7 @@ def processes_of(fleet) -> dict[int, bytes]:
     }
 
 
-def test_no_secret_is_told_to_anybody(secret_fleet) -> None:
+def test_no_secret_is_told_to_anybody(secret_fleet, monkeypatch) -> None:
     fleet = secret_fleet
     fleet.run("validate")
     fleet.run("up", "-d")
@@ -136,6 +139,8 @@ def test_no_secret_is_told_to_anybody(secret_fleet) -> None:
     assert status["endpoint"].startswith("https://127.0.0.1:")
     call = Caller(status["endpoint"], fleet.folder / "cert.pem")
     good_and_bad_calls(call)
+    past_the_router = Caller(status["replicas"][0]["url"], fleet.folder / "cert.pem")
+    assert past_the_router("/generate", BODY) == 401, "what clients send is no key to a replica"
     answer = fleet.run("ask", "hello")
     assert "tokens in" in answer.stderr
 
@@ -155,6 +160,14 @@ def test_no_secret_is_told_to_anybody(secret_fleet) -> None:
     fleet.until(lambda s: s["router"]["phase"] == "ready" and call("/info", key=OTHER_KEY) == 200)
     assert call("/info", key=API_KEY) == 401
     assert sha256(OTHER_KEY.encode()).hexdigest()[:12] not in "".join(said)
+    monkeypatch.setenv("FLEET_API_KEY", WRONG_KEY)
+    for words, told in (
+        (["--key-env", "NOBODY"], "found none in NOBODY"),
+        ([], "the API key is wrong"),
+    ):
+        done = fleet.run("ask", "hello", *words, rc=1)
+        assert told in done.stderr
+        said += [done.stdout, done.stderr]
     fleet.run("down")
     files = {path: path.read_bytes() for path in fleet.state_dir.rglob("*") if path.is_file()}
     assert any(path.name.startswith("router") for path in files)
