@@ -99,13 +99,20 @@ class ClientGone(RouterError):
 
 
 class QueueFull(RouterError):
-    """As many calls, or bytes, wait as the queue may hold."""
+    """As many calls, or bytes, wait as the queue may hold: the client, or all of them, send more
+    than is served."""
 
     status, error_type = 429, "overloaded"
 
 
 class QueueTimeout(RouterError):
     """No replica had room before the call's deadline."""
+
+    status, error_type = 503, "overloaded"
+
+
+class TooLate(RouterError):
+    """The call would wait past its deadline, going by what is ahead of it; told at once."""
 
     status, error_type = 503, "overloaded"
 
