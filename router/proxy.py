@@ -158,7 +158,7 @@ class Proxy:
             if outcome is Outcome.DONE:
                 pool.on_event(lease.replica, Event.CALL_OK, "call served")
             self._metrics.attempted(lease.replica, outcome.value)
-            report = record.report if outcome is Outcome.DONE else Report()
+            report = record.report if outcome is Outcome.DONE else _partial(record)
             service.dispatcher.release(lease, outcome, report)
 
     async def _open(self, call: Call, lease: Lease) -> Exchange:
@@ -338,3 +338,8 @@ class Proxy:
             client.send(head.status, reply_headers(head, record), exchange.body())
         finally:
             exchange.close()
+
+
+def _partial(record: Record) -> Report:
+    """Of an attempt that ended early; how much of an answer there was shows on a stream only."""
+    return Report(generated_tokens=record.events if record.is_stream else None)
