@@ -57,7 +57,7 @@ class App:
         self.listener = listener
         self.tasks = Tasks()
         self.log = log or EventLog(calls=config.log_calls)
-        self.metrics = Metrics(lambda: self.fleet)
+        self.metrics = Metrics(lambda: self.fleet, config.tenants)
         self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)

@@ -210,7 +210,14 @@ class Fleet:
     def _make(self, model: str) -> Dispatcher:
         pool = Pool(model, self._config.health, self._clock, self._on_state_change)
         policy = POLICIES[self._config.policy]()
-        dispatcher = Dispatcher(pool, policy, self._config.queue, self._observer, self._clock)
+        dispatcher = Dispatcher(
+            pool,
+            policy,
+            self._config.queue,
+            self._observer,
+            self._clock,
+            {name: tenant.weight for name, tenant in self._config.tenants.items()},
+        )
         self._dispatchers[model] = dispatcher
         return dispatcher
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from aiohttp import web
 
+from router import terms
 from router.apis import GENERATION_APIS, TOKENIZER_APIS, Api
-from router.call import Ask, Call
+from router.call import ANONYMOUS, Ask, Call, Priority
 from router.config import RouterConfig
 from router.edge import Headers
 from router.errors import ClientGone, MethodNotAllowed, RouterError, UnknownRoute
@@ -137,6 +138,7 @@ class Handlers:
     async def _call(self, request: web.BaseRequest, client: HttpClient, record: Record) -> Call:
         queue_deadline_s = record.arrived_s + self._config.queue.timeout_s
         body = await self._bodies.read(request, client)
+        tenant, limit_s = self._tenant(request), terms.time_limit_s(request.headers)
         ask = await self._worker.parse(request.path, body)
         record.is_stream = ask.stream
         return Call(
@@ -146,9 +148,22 @@ class Handlers:
             body=body,
             headers=_passed_on(request, record.id),
             arrived_s=record.arrived_s,
-            queue_deadline_s=queue_deadline_s,
-            deadline_s=record.arrived_s + self._config.timeouts.total_s,
+            queue_deadline_s=min(queue_deadline_s, record.arrived_s + limit_s),
+            deadline_s=record.arrived_s + min(self._config.timeouts.total_s, limit_s),
+            tenant=tenant,
+            priority=self._priority(request, tenant),
         )
+
+    def _tenant(self, request: web.BaseRequest) -> str:
+        """Who shares the fleet with others."""
+        name = self._config.queue.tenant_header
+        return terms.tenant(request.headers, name) if name else ANONYMOUS
+
+    def _priority(self, request: web.BaseRequest, tenant: str) -> Priority:
+        """As asked for, within what the tenant may ask for."""
+        known = self._config.tenants.get(tenant)
+        most = terms.PRIORITIES[known.max_priority] if known else Priority.HIGH
+        return max(most, terms.priority(request.headers))
 
     def _refuse(
         self, request: web.BaseRequest, client: HttpClient, record: Record, error: RouterError
