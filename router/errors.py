@@ -99,8 +99,7 @@ class ClientGone(RouterError):
 
 
 class QueueFull(RouterError):
-    """As many calls, or bytes, wait as the queue may hold: the client, or all of them, send more
-    than is served."""
+    """As many calls, or bytes, wait as the queue may hold, or its tenant's share of it."""
 
     status, error_type = 429, "overloaded"
 

@@ -64,7 +64,7 @@ STEPS = st.lists(
 
 @given(STEPS, st.lists(CALLS, min_size=60, max_size=60), st.lists(CALLS, min_size=60, max_size=60))
 def test_two_tenants_that_always_wait_are_served_alike_whatever_else_comes(steps, first, second):
-    """Theorem 4.4 of the paper: over any time, by no more than twice what fits at once."""
+    """The bound that the paper proves: over any time, by no more than twice what fits at once."""
     engine = Engine(TokenCounters({}))
     for call in first:
         engine.arrive("a", call)
