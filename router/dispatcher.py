@@ -235,7 +235,7 @@ class Dispatcher:
     # ---- leases ----
 
     def _grant_ticket(self, ticket: Ticket, replica: Replica) -> None:
-        self.queue.leave(ticket)
+        self.queue.take(ticket)
         if ticket.grant.done():  # it stopped waiting and has not run yet
             return
         waited_s = self._clock() - ticket.enqueued_s

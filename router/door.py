@@ -85,7 +85,12 @@ class Door:
         return self._pace.least_service_s(ticket.cost.expected_tokens)
 
     def timed_out(self, ticket: Ticket) -> RouterError:
-        words = f"no replica had room within {self._clock() - ticket.enqueued_s:.1f} s"
+        call, now_s = ticket.call, self._clock()
+        words = f"no replica had room within {now_s - ticket.enqueued_s:.1f} s"
+        if now_s < min(call.deadline_s, call.queue_deadline_s):
+            words += (
+                f", and the {call.deadline_s - now_s:.1f} s left are less than serving it takes"
+            )
         return self._refused(QueueTimeout, "queue_timeout", words, ticket)
 
     def no_replica(self, call: Call) -> RouterError:

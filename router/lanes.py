@@ -21,7 +21,7 @@ class Lanes:
         self.waiting_tokens = 0.0
         """What all these calls will be charged."""
         self.passed_tokens = 0.0
-        """Charged to higher priorities since one of these calls had a turn, or began to wait."""
+        """Charged to calls that went before the next one here since its turn came."""
         self._lanes: dict[Account, Lane] = {}
         self._tokens: dict[Account, float] = {}
 

@@ -3,8 +3,8 @@
 A waiting call belongs to no replica. The order, from the top:
 
  1. calls whose replica died go to the head, whoever sent them;
- 2. high before normal before low; but calls of a priority that waits get a turn at the latest when
-    those above them have been given `PASSES` times as many tokens, so that none waits for ever;
+ 2. high before normal before low; but the next call of each goes before all others once it was
+    passed by `PASSES` times as many tokens as its own, so that none waits for ever;
  3. within a priority the tenant that was served the fewest tokens (`fairness`);
  4. within a tenant first come, first served.
 
@@ -129,6 +129,7 @@ class RequestQueue:
         if at_head:
             self._first[id(ticket)] = ticket
             self._first.move_to_end(id(ticket), last=False)
+            self.arrive(ticket.call, ticket.account)
         else:
             self._lanes[ticket.call.priority].join(ticket)
         account, size = ticket.account, len(ticket.call.body)
@@ -163,17 +164,21 @@ class RequestQueue:
     # ---- turns ----
 
     def arrive(self, call: Call, account: Account) -> None:
-        """The call has its turn at once, as nobody waits."""
+        """The call has its turn at once, or before everybody else."""
         self._lanes[call.priority].counters.arrive(account)
 
-    def charge(self, call: Call, account: Account, tokens: float) -> None:
-        """The call has its turn."""
-        account.users += 1
-        own, *below = self._lanes[call.priority :]
-        own.counters.charge(account, tokens)
-        own.passed_tokens = 0.0
+    def take(self, ticket: Ticket) -> None:
+        """The call has its turn, and passes those below it, or before it that fit nowhere."""
+        own, *below = self._lanes[ticket.call.priority :]
+        is_next = own.head is ticket
+        own.passed_tokens = 0.0 if is_next else own.passed_tokens + ticket.tokens
         for lanes in below:
-            lanes.passed_tokens += tokens
+            lanes.passed_tokens += ticket.tokens
+        self.leave(ticket)
+
+    def charge(self, call: Call, account: Account, tokens: float) -> None:
+        account.users += 1
+        self._lanes[call.priority].counters.charge(account, tokens)
 
     def settle(self, call: Call, account: Account, tokens: float) -> None:
         """The call has ended, and came to so many tokens more than charged."""

@@ -211,10 +211,17 @@ class World:
             )
 
     def _check_idle(self):
-        """An idle replica is left so only by calls that it failed and that have another one."""
+        """An idle replica is left so only by calls that it failed and that have another one.
+
+        Or it is kept for a suspect, until it has passed a probe.
+        """
         usable = [replica for replica in self.pool if replica.is_usable]
         idle = [r for r in usable if not r.load.requests and not r.room.is_paused]
         queue = self.dispatcher.queue
+        suspect, kept = self.dispatcher._reserved or (None, None)
+        if suspect is queue.head and suspect.alone and kept in idle:
+            assert kept.health.confirmed_s < suspect.enqueued_s
+            idle.remove(kept)
         for ticket in (queue.head, *(t for t in queue.behind_head() if not t.alone)):
             others = [replica for replica in usable if replica.id not in ticket.excluded]
             for replica in idle:

@@ -173,15 +173,15 @@ async def test_while_all_replicas_are_gone_the_time_of_a_start_is_added(world, s
 async def test_three_times_what_can_be_served_takes_nothing_from_what_is_served(world, limit_s):
     """Calls of 2 s with a time limit: what is given a replica is done in time."""
     served = {}
-    for load in (1.0, 1.5, 2.0, 3.0, 6.0):
+    for load in (1.0, 2.0, 3.0, 6.0):
         many = await crowd(world, 16, replicas=2, service_s=2.0, vary=0.2)
         await many.arriving(load * 8.0, many.one.clock() + 30.0, limit_s=limit_s)
         many.served.clear()
-        await many.arriving(load * 8.0, many.one.clock() + 150.0, limit_s=limit_s)
-        served[load] = many.served[""] / 150.0
+        await many.arriving(load * 8.0, many.one.clock() + 80.0, limit_s=limit_s)
+        served[load] = many.served[""] / 80.0
         assert many.late <= 0.05 * many.served[""]
     peak = max(served.values())
-    assert min(served[load] for load in (1.5, 2.0, 3.0, 6.0)) >= 0.95 * peak, served
+    assert min(served[load] for load in (2.0, 3.0, 6.0)) >= 0.95 * peak, served
     assert peak >= 7.6, served
 
 
@@ -241,16 +241,16 @@ async def test_with_room_no_call_is_refused_however_short_its_time(world):
 
 
 async def test_a_waiting_call_gets_no_replica_when_there_is_no_time_left_to_serve_it(world):
-    """Calls take 10 s: after 4 of its 13 s there would be a replica for it, in vain."""
+    """Calls take 10 s: after 3 of its 13 s no replica could serve it any more."""
     many = await crowd(world, 1, service_s=10.0)
     blocker = await many.one.acquire()
-    started_s = many.one.clock()
     call = many.one.call(limit_s=13.0)
     waiting = many.one.waiting(call, Attempts(), is_retry=True)  # past the door
-    await asyncio.sleep(4.0)
-    assert waiting.done()
+    await asyncio.sleep(2.9)
+    assert not waiting.done()
+    await asyncio.sleep(0.2)
     assert isinstance(waiting.exception(), QueueTimeout)
-    assert many.one.clock() - started_s == pytest.approx(4.0)
+    assert "within 3.0 s, and the 10.0 s left" in str(waiting.exception())
     many.one.end(blocker)
 
 
@@ -343,6 +343,35 @@ async def test_a_flood_of_urgent_calls_leaves_the_others_a_ninth(world):
         await asyncio.sleep(200.0)
         served = patient.served["x"]
     assert served == pytest.approx(200 * 8 / 9, rel=0.15)
+
+
+@pytest.mark.parametrize("priority", Priority)
+async def test_a_large_call_gets_its_turn_among_small_ones_of_other_tenants(world, priority):
+    """A replica is kept for it whenever it stands at the head, whoever came in between."""
+    one = world()
+    one.add("a", "b", requests=64, tokens=1000)
+    many = Crowd(one, vary=0.5)
+    waits = []
+
+    async def large():
+        for _ in range(3):
+            await asyncio.sleep(4.0)
+            lease = await one.acquire(
+                input_tokens=700, new_tokens=200, tenant="large", wait_s=1000.0, priority=priority
+            )
+            waits.append(lease.waited_s)
+            await asyncio.sleep(1.0)
+            one.end(lease)
+
+    async with asyncio.TaskGroup() as tasks:
+        for tenant in "xyz":
+            urgency = Priority.HIGH if tenant == "x" else Priority.NORMAL
+            fields = {"tenant": tenant, "priority": urgency, "wait_s": 1000.0}
+            tasks.create_task(many.arriving(60.0, one.clock() + 40.0, **fields))
+        tasks.create_task(large())
+    assert len(waits) == 3
+    bound_s = {Priority.HIGH: 4.0, Priority.NORMAL: 12.0, Priority.LOW: 16.0}[priority]
+    assert max(waits) < bound_s, waits
 
 
 # ---- what a turn costs in the end ----

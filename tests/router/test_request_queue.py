@@ -39,7 +39,7 @@ def filled(*tickets, max_calls=100, max_bytes=1000, weights=None):
 def take(queue):
     """The head has its turn."""
     head = queue.head
-    queue.leave(head)
+    queue.take(head)
     queue.charge(head.call, head.account, head.tokens)
     return head
 
@@ -219,6 +219,20 @@ def test_a_retried_call_goes_before_every_priority():
     queue = filled(ticket(priority=HIGH))
     retried = join(queue, ticket(priority=LOW, is_retry=True), at_head=True)
     assert queue.head is retried
+
+
+def test_a_retried_call_of_one_that_was_idle_for_long_brings_no_credit_for_anybody():
+    queue = filled(*(ticket(tenant="busy", tokens=1000) for _ in range(5)))
+    old = queue.account(called(tenant="old"))
+    for _ in range(4):
+        take(queue)
+    retried = join(queue, ticket(tenant="old", is_retry=True), at_head=True)
+    take(queue)
+    assert old is retried.account
+    take(queue)
+    assert len(queue) == 0
+    late = join(queue, ticket(tenant="late"))
+    assert late.account.counter >= 4000
 
 
 # ---- places ----
