@@ -107,11 +107,13 @@ class Door:
         return min(max(MIN_QUEUE_CALLS, bound), MAX_QUEUE_CALLS)
 
     def _give_way(self, ticket: Ticket) -> None:
-        words = "its place in the full queue went to a tenant that holds fewer, or to a more urgent"
         self._queue.leave(ticket)
         if not ticket.grant.done():
-            error = self._refused(QueueFull, "gave_way", f"{words} call", ticket)
-            ticket.grant.set_exception(error)
+            words = (
+                "the queue is full, and this call's place went to a tenant that holds fewer, "
+                "or to a more urgent call"
+            )
+            ticket.grant.set_exception(self._refused(QueueFull, "gave_way", words, ticket))
 
     def _refused(
         self, kind: type[RouterError], reason: str, words: str, ticket: Ticket
