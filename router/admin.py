@@ -17,16 +17,19 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from router import __version__
+from router.call import Priority
 from router.config import RouterConfig
 from router.errors import StartError
 from router.fleet import Fleet, ReplicaList, StaleList
 from router.handlers import Handlers
 from router.replica import Admin as AdminState
 from router.replica import Replica
+from router.request_queue import RequestQueue
 from router.stories import Stories
 
 SOCKET_NAME = "router.sock"
 MAX_SOCKET_PATH_BYTES = 107
+MAX_TENANTS_TOLD = 100
 MAX_LIST_BYTES = 4 * 1024**2
 MAX_STORIES = 20
 
@@ -148,6 +151,7 @@ class AdminApi:
                     "policy": self._config.policy,
                     "waiting_calls": len(dispatcher.queue),
                     "waiting_bytes": dispatcher.queue.waiting_bytes,
+                    "waiting": _waiting(dispatcher.queue),
                     "replicas": [_replica(replica) for replica in dispatcher.pool],
                 }
                 for dispatcher in self._fleet
@@ -218,6 +222,16 @@ class AdminApi:
             socket.send_fds(own, [head], [self._kept.fileno()])
         request.transport.abort()
         return web.Response()
+
+
+def _waiting(queue: RequestQueue) -> list[dict[str, Any]]:
+    """Calls by tenant and priority; the tenants that hold the most first, and not all of many."""
+    most = sorted(queue.places.items(), key=lambda item: item[1].count, reverse=True)
+    return [
+        {"tenant": tenant}
+        | {priority.name.lower(): places.calls[priority] for priority in Priority}
+        for tenant, places in most[:MAX_TENANTS_TOLD]
+    ]
 
 
 def _replica(replica: Replica) -> dict[str, Any]:

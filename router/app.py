@@ -67,7 +67,7 @@ class App:
         self.listener = listener
         self.tasks = Tasks()
         self.log = log or EventLog(calls=config.log_calls)
-        self.metrics = Metrics(lambda: self.fleet)
+        self.metrics = Metrics(lambda: self.fleet, config.tenants)
         self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
         self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
@@ -86,7 +86,7 @@ class App:
         self._state_dir = state_dir
         self._cluster = cluster
         self._edge = make_server(self.handlers, config)
-        self.acceptor = Acceptor(listener, self._edge, config, self.tasks, self.metrics.shed)
+        self.acceptor = Acceptor(listener, self._edge, config, self.tasks, self.metrics.turned_away)
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
         self._is_stopping = False

@@ -5,10 +5,22 @@ ask and its body through queue and attempts, unchanged.
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Literal
 
 NewTokens = int | Literal["absent", "rest"]
 """max_new_tokens as written: a number, not given, or an explicit null (all that is left)."""
+
+ANONYMOUS = ""
+"""The tenant of all calls that name none."""
+
+
+class Priority(IntEnum):
+    """Whose turn comes first, whatever the tenant; the number is the place in the order."""
+
+    HIGH = 0
+    NORMAL = 1
+    LOW = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +68,6 @@ class Call:
     arrived_s: float
     queue_deadline_s: float
     deadline_s: float
+    tenant: str = ANONYMOUS
+    """Who shares the fleet with others; each gets its share of the tokens."""
+    priority: Priority = Priority.NORMAL

@@ -7,24 +7,22 @@ there is no await.
 """
 
 import asyncio
-from collections.abc import Callable
-from math import ceil
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from router.call import Call, Cost
 from router.config import QueueConfig
-from router.drain_rate import DrainRate
-from router.errors import NoReplica, QueueFull, QueueTimeout, RouterError
+from router.door import MIN_QUEUE_CALLS, Door
+from router.errors import RouterError
+from router.fairness import Account, charge, charge_of
 from router.lease import Lease, Outcome, Report
 from router.policies import Policy
 from router.pool import Pool
 from router.replica import Replica
 from router.request_queue import RequestQueue, Ticket
 from router.retry import Attempts
+from router.work_rate import WorkRate
 
-MIN_QUEUE_CALLS = 64
-MAX_QUEUE_CALLS = 100_000
-QUEUE_CALLS_PER_SLOT = 4
 OVERTAKE_SHARE = 0.25
 """Of a service time: then a kept replica has time to empty, and all is over within two of them."""
 
@@ -33,9 +31,10 @@ class Observer(Protocol):
     """What the metrics need to know of the dispatcher's doings."""
 
     def waited(self, model: str, wait_s: float) -> None: ...
-    def shed(self, reason: str) -> None: ...
+    def shed(self, reason: str, tenant: str) -> None: ...
     def idled(self, model: str, idle_s: float) -> None: ...
     def tokens(self, model: str, report: Report) -> None: ...
+    def used(self, tenant: str, input_tokens: int, output_tokens: int) -> None: ...
 
 
 Queued = Callable[[float, int, str], None]
@@ -49,25 +48,29 @@ class Dispatcher:
         config: QueueConfig,
         observer: Observer,
         clock: Callable[[], float],
+        weights: Mapping[str, float] | None = None,
     ) -> None:
+        """`weights` by tenant; 1.0 where none is given."""
         self.pool = pool
-        self.queue = RequestQueue(MIN_QUEUE_CALLS, config.max_bytes)
+        self.queue = RequestQueue(MIN_QUEUE_CALLS, config.max_bytes, weights)
         self.policy = policy
         self.open_leases = 0
         self._config = config
         self._observer = observer
         self._clock = clock
-        self._rate = DrainRate(clock())
+        self._work = WorkRate()
+        self._door = Door(pool, self.queue, self._work, config, observer, clock)
         self._service_s = 1.0
         self._reserved: tuple[Ticket, Replica] | None = None
         self._accounted_s = clock()
         self._is_pumping = False
         pool.changed = self.pump
 
-    def use(self, config: QueueConfig) -> None:
+    def use(self, config: QueueConfig, weights: Mapping[str, float]) -> None:
         """Calls that wait already keep their places and their deadlines."""
         self._config = config
-        self.queue.max_bytes = config.max_bytes
+        self._door.use(config)
+        self.queue.use(config.max_bytes, weights)
 
     async def acquire(
         self,
@@ -82,15 +85,15 @@ class Dispatcher:
 
         `queued` is told if it has to wait: when it joined, at which place, and why.
 
-        Raises QueueFull, QueueTimeout or NoReplica, each with a computed `retry_after_s`.
+        Raises QueueFull, TooLate, QueueTimeout or NoReplica, each with a computed `retry_after_s`.
         """
-        cost = self.pool.cost(call.ask)
-        if lease := self._at_once(call, cost, attempts):
+        cost, account = self.pool.cost(call.ask), self.queue.account(call)
+        if lease := self._at_once(call, cost, account, attempts):
             return lease
-        if not is_retry:
-            self._refuse_at_the_door(call)
-        ticket = self._ticket(call, cost, attempts)
+        ticket = self._ticket(call, cost, account, attempts, is_retry=is_retry)
         self._account()
+        if not is_retry:
+            self._door.admit(ticket)
         self.queue.join(ticket, at_head=is_retry and at_head)
         if queued is not None:
             position = 1 if is_retry and at_head else len(self.queue)
@@ -99,7 +102,7 @@ class Dispatcher:
             self.pool.ask_all()
         self.pump()
         is_waiting_still = not is_retry or attempts.was_shed
-        deadline_s = call.deadline_s
+        deadline_s = call.deadline_s - self._door.least_service_s(ticket)
         if is_waiting_still:
             deadline_s = min(deadline_s, call.queue_deadline_s)
         return await self._granted(ticket, deadline_s)
@@ -112,7 +115,7 @@ class Dispatcher:
                 return await grant
         except TimeoutError:
             self._give_back(grant)
-            raise self._queue_timeout(ticket) from None
+            raise self._door.timed_out(ticket) from None
         except BaseException:
             self._give_back(grant)
             raise
@@ -125,7 +128,7 @@ class Dispatcher:
 
     def _give_back(self, grant: "asyncio.Future[Lease]") -> None:
         if grant.done() and not grant.cancelled() and grant.exception() is None:
-            self.release(grant.result(), Outcome.ABANDONED, Report())
+            self.release(grant.result(), Outcome.UNUSED, Report())
 
     def release(self, lease: Lease, outcome: Outcome, report: Report) -> None:
         """Ends a lease, learns from it and lets the next calls in. A second time does nothing."""
@@ -134,6 +137,7 @@ class Dispatcher:
         self._account()
         lease.is_open = False
         self.open_leases -= 1
+        self._settle(lease, outcome, report)
         self._learn(lease, outcome, report)
         load = lease.replica.load
         lease.replica.pace.ended(lease)
@@ -167,7 +171,8 @@ class Dispatcher:
             while choice := self._next():
                 self._grant_ticket(*choice)
             if len(self.queue) and not self.pool.can_come:
-                self.fail_waiting(self._no_replica)
+                for ticket in self.queue:
+                    self._fail(ticket, self._door.no_replica(ticket.call))
         finally:
             self._is_pumping = False
 
@@ -176,35 +181,39 @@ class Dispatcher:
         """How long a replica has a call, lately."""
         return self._service_s
 
-    def retry_after_s(self) -> int:
-        """When a call refused now should come back, from the measured rate of finishing."""
-        ahead = len(self.queue) + 1
-        return self._rate.retry_after_s(ahead, self._clock(), unknown_s=self.pool.start_s)
-
     def fail_waiting(self, error: Callable[[], RouterError]) -> None:
         """Ends every waiting call with an error of its own."""
         for ticket in self.queue:
-            self.queue.leave(ticket)
-            if not ticket.grant.done():
-                ticket.grant.set_exception(error())
+            self._fail(ticket, error())
+
+    def _fail(self, ticket: Ticket, error: RouterError) -> None:
+        self.queue.leave(ticket)
+        if not ticket.grant.done():
+            ticket.grant.set_exception(error)
 
     # ---- choosing ----
 
-    def _at_once(self, call: Call, cost: Cost, attempts: Attempts) -> Lease | None:
+    def _at_once(
+        self, call: Call, cost: Cost, account: Account, attempts: Attempts
+    ) -> Lease | None:
         """The usual case: nobody waits and some replica has room."""
         if len(self.queue) or attempts.alone:
             return None
         replica = self._choose(call, cost, attempts.excluded)
-        return self._lease(replica, call, cost, 0.0) if replica else None
+        if replica is None:
+            return None
+        self.queue.arrive(call, account)
+        return self._lease(replica, call, cost, account, 0.0)
 
     def _next(self) -> tuple[Ticket, Replica] | None:
         """
         1. the head, when a replica has room for it;
         2. else one of the few behind it, on any replica that is not kept for the head.
         """
-        head = self.queue.head
-        if head is None or not any(replica.has_place for replica in self.pool):
+        if not len(self.queue) or not any(replica.has_place for replica in self.pool):
             return None
+        head = self.queue.head
+        assert head is not None
         if replica := self._for_head(head):
             return head, replica
         kept = self._kept_for(head)
@@ -260,24 +269,38 @@ class Dispatcher:
     # ---- leases ----
 
     def _grant_ticket(self, ticket: Ticket, replica: Replica) -> None:
-        self.queue.leave(ticket)
+        self.queue.take(ticket)
         if ticket.grant.done():  # it stopped waiting and has not run yet
             return
         waited_s = self._clock() - ticket.enqueued_s
-        lease = self._lease(replica, ticket.call, ticket.cost, waited_s)
+        lease = self._lease(replica, ticket.call, ticket.cost, ticket.account, waited_s)
         lease.alone = replica.alone = ticket.alone
         ticket.grant.set_result(lease)
 
-    def _lease(self, replica: Replica, call: Call, cost: Cost, waited_s: float) -> Lease:
+    def _lease(
+        self, replica: Replica, call: Call, cost: Cost, account: Account, waited_s: float
+    ) -> Lease:
         if not replica.load.requests:
             self.pool.busy(replica)
         replica.load.requests += cost.requests
         replica.load.tokens += cost.reserve_tokens
         self.open_leases += 1
+        tokens = charge_of(cost)
+        self.queue.charge(call, account, tokens)
+        self._work.began(tokens)
         self._observer.waited(self.pool.model, waited_s)
-        lease = Lease(replica, replica.generation, call, cost, self._clock(), waited_s)
+        now_s = self._clock()
+        lease = Lease(replica, replica.generation, call, cost, account, tokens, now_s, waited_s)
         replica.pace.granted(lease, cost.input_tokens)
         return lease
+
+    def _settle(self, lease: Lease, outcome: Outcome, report: Report) -> None:
+        """The tenant pays for what it got; what was charged was an estimate."""
+        input_tokens, output_tokens = _used_tokens(lease, outcome, report)
+        self._observer.used(lease.call.tenant, input_tokens, output_tokens)
+        came_to = charge(input_tokens, output_tokens)
+        self.queue.settle(lease.call, lease.account, came_to - lease.tokens)
+        self._work.ended(lease.tokens)
 
     def _learn(self, lease: Lease, outcome: Outcome, report: Report) -> None:
         replica, now_s = lease.replica, self._clock()
@@ -289,11 +312,14 @@ class Dispatcher:
             replica.failed += 1
             if lease.call.ask.stream:
                 replica.pace.gave_up(lease, now_s, now_s - lease.granted_s)
+        service_s = now_s - lease.granted_s
+        if outcome in (Outcome.DONE, Outcome.ABANDONED):
+            self._work.worked(lease.tokens, lease.cost.expected_tokens, service_s)
         if outcome is not Outcome.DONE:
             return
         replica.served += 1
-        self._rate.finished(now_s)
-        self._service_s += 0.1 * (now_s - lease.granted_s - self._service_s)
+        self._work.served(lease.cost.expected_tokens, service_s)
+        self._service_s += 0.1 * (service_s - self._service_s)
         replica.room.answered(report.engine_wait_s, replica.load, self._service_s, now_s)
         self._learn_sizes(lease, report)
 
@@ -315,8 +341,6 @@ class Dispatcher:
         replica.room.is_paused = False
         self.pump()
 
-    # ---- refusals ----
-
     def _why_it_waits(self, ticket: Ticket) -> str:
         """For its story: what stood in the way when it joined."""
         usable = [replica for replica in self.pool if replica.is_usable]
@@ -333,42 +357,19 @@ class Dispatcher:
             return "only replicas that had failed it had room"
         return "others were waiting already"
 
-    def _refuse_at_the_door(self, call: Call) -> None:
-        if not self.pool.can_come:
-            raise self._no_replica()
-        if call.queue_deadline_s <= self._clock():
-            self._observer.shed("no_room")
-            raise QueueFull(
-                "no replica has room and queueing is off (queue.timeout_s is 0)",
-                retry_after_s=self.retry_after_s(),
-            )
-        bound = self._config.max_calls
-        if bound is None:
-            bound = QUEUE_CALLS_PER_SLOT * self.pool.slots
-            bound = min(max(MIN_QUEUE_CALLS, bound), MAX_QUEUE_CALLS)
-        self.queue.max_calls = bound
-        if reason := self.queue.refusal(call):
-            self._observer.shed("queue_full")
-            raise QueueFull(f"the queue is full: {reason}", retry_after_s=self.retry_after_s())
-
-    def _queue_timeout(self, ticket: Ticket) -> QueueTimeout:
-        self._observer.shed("queue_timeout")
-        waited_s = self._clock() - ticket.enqueued_s
-        return QueueTimeout(
-            f"no replica had room within {waited_s:.1f} s",
-            retry_after_s=self.retry_after_s(),
+    def _ticket(
+        self, call: Call, cost: Cost, account: Account, attempts: Attempts, *, is_retry: bool
+    ) -> Ticket:
+        return Ticket(
+            call,
+            cost,
+            self._clock(),
+            asyncio.get_running_loop().create_future(),
+            account,
+            excluded=attempts.excluded,
+            alone=attempts.alone,
+            is_retry=is_retry,
         )
-
-    def _no_replica(self) -> NoReplica:
-        self._observer.shed("no_replica")
-        return NoReplica(
-            f"no replica of {self.pool.model!r} serves and none is starting",
-            retry_after_s=ceil(self.pool.start_s),
-        )
-
-    def _ticket(self, call: Call, cost: Cost, attempts: Attempts) -> Ticket:
-        grant: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        return Ticket(call, cost, self._clock(), grant, attempts.excluded, attempts.alone)
 
     def _account(self) -> None:
         """Adds up the seconds in which a usable replica was idle while calls waited."""
@@ -380,3 +381,22 @@ class Dispatcher:
             if idle:
                 self._observer.idled(self.pool.model, idle * (now_s - self._accounted_s))
         self._accounted_s = now_s
+
+
+def _used_tokens(lease: Lease, outcome: Outcome, report: Report) -> tuple[int, int]:
+    """
+    1. a call that got nothing, by no doing of its own, has used nothing; one whose replica failed
+       in mid-answer has used what it got: its prompt is charged with the attempt that goes on;
+    2. what the reply told, or as much of an answer as there was when it ended;
+    3. where nobody can tell (a client left a call that is not streamed): as charged.
+    """
+    cost, ask = lease.cost, lease.call.ask
+    generated = report.generated_tokens
+    if outcome in (Outcome.UNUSED, Outcome.SHED) or (outcome is Outcome.FAILED and not generated):
+        return 0, 0
+    if outcome is Outcome.FAILED:
+        return 0, generated or 0
+    if ask.sequences * ask.instances * ask.choices > 1:  # told of one sequence, or of the sum
+        return cost.input_tokens, cost.expected_tokens
+    told = report.prompt_tokens or cost.input_tokens
+    return told, cost.expected_tokens if generated is None else generated

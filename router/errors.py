@@ -116,13 +116,19 @@ class ClientGone(RouterError):
 
 
 class QueueFull(RouterError):
-    """As many calls, or bytes, wait as the queue may hold."""
+    """As many calls, or bytes, wait as the queue may hold, or its tenant's share of it."""
 
     status, error_type = 429, "overloaded"
 
 
 class QueueTimeout(RouterError):
     """No replica had room before the call's deadline."""
+
+    status, error_type = 503, "overloaded"
+
+
+class TooLate(RouterError):
+    """The call would wait past its deadline, going by what is ahead of it; told at once."""
 
     status, error_type = 503, "overloaded"
 

@@ -131,12 +131,17 @@ class Fleet:
         self._config = config
         for dispatcher in self:
             dispatcher.pool.use(config.health)
-            dispatcher.use(config.queue)
+            dispatcher.use(config.queue, self._weights)
             if is_other_policy:
                 dispatcher.policy = POLICIES[config.policy]()
 
     def __iter__(self) -> Iterator[Dispatcher]:
         return iter(self._dispatchers.values())
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        """By tenant."""
+        return {name: tenant.weight for name, tenant in self._config.tenants.items()}
 
     def replicas(self) -> Iterator[Replica]:
         for dispatcher in self:
@@ -248,7 +253,14 @@ class Fleet:
     def _make(self, model: str) -> Dispatcher:
         pool = Pool(model, self._config.health, self._clock, self._on_state_change)
         policy = POLICIES[self._config.policy]()
-        dispatcher = Dispatcher(pool, policy, self._config.queue, self._observer, self._clock)
+        dispatcher = Dispatcher(
+            pool,
+            policy,
+            self._config.queue,
+            self._observer,
+            self._clock,
+            self._weights,
+        )
         self._dispatchers[model] = dispatcher
         return dispatcher
 

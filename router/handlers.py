@@ -12,8 +12,9 @@ from typing import Any
 
 from aiohttp import web
 
+from router import terms
 from router.apis import GENERATION_APIS, TOKENIZER_APIS, Api
-from router.call import Ask, Call
+from router.call import ANONYMOUS, Ask, Call, Priority
 from router.config import RouterConfig
 from router.edge import Headers
 from router.errors import ClientGone, MethodNotAllowed, RouterError, UnknownRoute
@@ -160,6 +161,7 @@ class Handlers:
         config = self._config
         self._stories.began(record)
         body = await self._bodies.read(request, client)
+        tenant, limit_s = self._tenant(request, record), terms.time_limit_s(request.headers)
         ask = await self._worker.parse(request.path, body)
         record.is_stream = ask.stream
         record.step(self._clock(), READ, len(body))
@@ -170,9 +172,24 @@ class Handlers:
             body=body,
             headers=_passed_on(request, record.id),
             arrived_s=record.arrived_s,
-            queue_deadline_s=record.arrived_s + config.queue.timeout_s,
-            deadline_s=record.arrived_s + config.timeouts.total_s,
+            queue_deadline_s=record.arrived_s + min(config.queue.timeout_s, limit_s),
+            deadline_s=record.arrived_s + min(config.timeouts.total_s, limit_s),
+            tenant=tenant,
+            priority=self._priority(request, tenant),
         )
+
+    def _tenant(self, request: web.BaseRequest, record: Record) -> str:
+        """Who shares the fleet with others: whose key it is; without keys, what the client says."""
+        if not self._keys.is_open:
+            return record.tenant
+        name = self._config.queue.tenant_header
+        return terms.tenant(request.headers, name) if name else ANONYMOUS
+
+    def _priority(self, request: web.BaseRequest, tenant: str) -> Priority:
+        """As asked for, within what the tenant may ask for."""
+        known = self._config.tenants.get(tenant)
+        most = terms.PRIORITIES[known.max_priority] if known else Priority.HIGH
+        return max(most, terms.priority(request.headers))
 
     def _refuse(
         self, request: web.BaseRequest, client: HttpClient, record: Record, error: RouterError

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from router.call import Call, Cost
+from router.fairness import Account
 from router.replica import Replica
 
 
@@ -14,6 +15,7 @@ class Outcome(Enum):
     FAILED = "failed"
     SHED = "shed"  # the replica said it is full
     ABANDONED = "abandoned"  # the client left, or its deadline passed
+    UNUSED = "unused"  # it came too late: no attempt was made
 
 
 @dataclass(eq=False, slots=True)
@@ -24,6 +26,9 @@ class Lease:
     generation: int
     call: Call
     cost: Cost
+    account: Account
+    """Its tenant's, which was charged `tokens` for it."""
+    tokens: float
     granted_s: float
     waited_s: float
     alone: bool = False

@@ -4,12 +4,14 @@ Counters and histograms are written at their one call site; what others own (que
 health) is read from them when the page is asked for, so it can never drift from the truth.
 """
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from router.call import Priority
 from router.dispatcher import Dispatcher
 from router.health import State
 from router.lease import Report
@@ -17,6 +19,8 @@ from router.replica import Replica
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_REPLICA_LABELS = 256
+MAX_TENANT_LABELS = 64
+OTHER_TENANTS = "other"
 CALL_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
 WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.3, 1, 3, 10, 30, 60, 120)
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5, 1, 3)
@@ -38,9 +42,13 @@ class _ByLabels(dict[Any, Any]):
 class Metrics:
     """One registry per router: nothing global."""
 
-    def __init__(self, dispatchers: Callable[[], Iterable[Dispatcher]]) -> None:
+    def __init__(
+        self, dispatchers: Callable[[], Iterable[Dispatcher]], tenants: Iterable[str] = ()
+    ) -> None:
+        """`tenants` are those that keep a label of their own, whoever else comes."""
         registry = self.registry = CollectorRegistry()
-        registry.register(_Live(dispatchers))
+        self._tenant_labels = set(tenants)
+        registry.register(_Live(dispatchers, self._tenant_label))
 
         def counter(name: str, text: str, *labels: str) -> _ByLabels:
             return _ByLabels(Counter(f"fleet_{name}", text, labels, registry=registry))
@@ -75,6 +83,10 @@ class Metrics:
             "model",
         )
         self._sheds = counter("sheds", "Calls refused for load.", "reason")
+        self._tenant_sheds = counter("tenant_sheds", "Calls refused for load.", "tenant", "reason")
+        self._tenant_tokens = counter(
+            "tenant_tokens", "Tokens of calls, also of those that ended early.", "tenant", "kind"
+        )
         self._cancels = counter("cancellations", "Calls whose client left.", "phase")
         self._ejections = counter("ejections", "Ejections after failed calls.", "replica")
         self._suspicions = counter("suspicions", "Busy replicas found silent.", "replica")
@@ -115,6 +127,10 @@ class Metrics:
     def saved(self, model: str, seconds: float) -> None:
         self._saved_s[model].inc(seconds)
 
+    def turned_away(self, reason: str) -> None:
+        """A connection was, before anybody knew whose it is."""
+        self._sheds[reason].inc()
+
     def cancelled(self, phase: str) -> None:
         self._cancels[phase].inc()
 
@@ -138,8 +154,9 @@ class Metrics:
     def waited(self, model: str, wait_s: float) -> None:
         self._wait_s[model].observe(wait_s)
 
-    def shed(self, reason: str) -> None:
+    def shed(self, reason: str, tenant: str) -> None:
         self._sheds[reason].inc()
+        self._tenant_sheds[self._tenant_label(tenant), reason].inc()
 
     def idled(self, model: str, idle_s: float) -> None:
         self._idle_s[model].inc(idle_s)
@@ -147,6 +164,17 @@ class Metrics:
     def tokens(self, model: str, report: Report) -> None:
         self._prompt[model].inc(report.prompt_tokens or 0)
         self._generated[model].inc(report.generated_tokens or 0)
+
+    def used(self, tenant: str, input_tokens: int, output_tokens: int) -> None:
+        label = self._tenant_label(tenant)
+        self._tenant_tokens[label, "prompt"].inc(input_tokens)
+        self._tenant_tokens[label, "generated"].inc(output_tokens)
+
+    def _tenant_label(self, tenant: str) -> str:
+        """The tenant's name, for the first so many; clients may make up any number of them."""
+        if len(self._tenant_labels) < MAX_TENANT_LABELS:
+            self._tenant_labels.add(tenant)
+        return tenant if tenant in self._tenant_labels else OTHER_TENANTS
 
     def _label(self, replica: Replica) -> str:
         """The replica's id, until so many different ones were seen that it could go on for ever."""
@@ -158,12 +186,18 @@ class Metrics:
 class _Live:
     """Reads the owners' state at scrape time."""
 
-    def __init__(self, dispatchers: Callable[[], Iterable[Dispatcher]]) -> None:
+    def __init__(
+        self,
+        dispatchers: Callable[[], Iterable[Dispatcher]],
+        tenant_label: Callable[[str], str],
+    ) -> None:
         self._dispatchers = dispatchers
+        self._tenant_label = tenant_label
 
     def collect(self) -> Iterator[Metric]:
         calls = _gauge("queue_calls", "Calls waiting.", "model")
         held = _gauge("queue_bytes", "Bytes of waiting calls.", "model")
+        tenants = _gauge("tenant_queue_calls", "Calls waiting.", "model", "tenant", "priority")
         requests = _gauge("replica_requests", "Calls in flight.", "model", "replica")
         tokens = _gauge("replica_tokens", "Tokens reserved.", "model", "replica")
         limits = _gauge("replica_request_limit", "Calls it may hold.", "model", "replica")
@@ -172,6 +206,8 @@ class _Live:
             model = dispatcher.pool.model
             calls.add_metric([model], len(dispatcher.queue))
             held.add_metric([model], dispatcher.queue.waiting_bytes)
+            for named, count in self._by_tenant(dispatcher).items():
+                tenants.add_metric([model, *named], count)
             for replica in list(dispatcher.pool)[:MAX_REPLICA_LABELS]:
                 labels = [model, replica.id]
                 requests.add_metric(labels, replica.load.requests)
@@ -180,7 +216,16 @@ class _Live:
                 for state in State:
                     is_it = replica.health.state is state
                     health.add_metric([*labels, state.value], float(is_it))
-        yield from (calls, held, requests, tokens, limits, health)
+        yield from (calls, held, tenants, requests, tokens, limits, health)
+
+    def _by_tenant(self, dispatcher: Dispatcher) -> Counts[tuple[str, str]]:
+        counts: Counts[tuple[str, str]] = Counts()
+        for tenant, places in dispatcher.queue.places.items():
+            for priority in Priority:
+                if places.calls[priority]:
+                    key = self._tenant_label(tenant), priority.name.lower()
+                    counts[key] += places.calls[priority]
+        return counts
 
 
 def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:

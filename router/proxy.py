@@ -391,9 +391,10 @@ class Proxy:
 
 
 def _learned(service: Service, outcome: Outcome) -> Report:
-    """What an attempt teaches: of a continued answer, only its own part."""
+    """What an attempt teaches: of a continued answer, only its own part; of one that ended early,
+    how much of an answer there was, which shows on a stream only."""
     if outcome is not Outcome.DONE:
-        return Report()
+        return Report(generated_tokens=service.fresh_events if service.record.is_stream else None)
     if service.broken is None:
         return service.record.report
     return Report(generated_tokens=max(1, service.fresh_events))

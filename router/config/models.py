@@ -25,6 +25,9 @@ from router.config.mismatch import Mismatch, refuse
 
 Policy = Literal["least_tokens", "least_requests", "round_robin", "power_of_two", "prefix_affinity"]
 DialectName = Literal["tgi", "openai"]
+PriorityName = Literal["high", "normal", "low"]
+TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{0,64}$")]
+HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -93,6 +96,25 @@ class QueueConfig(StrictModel):
         ge=0,
         le=3_600,
         description="How long smaller calls may pass one that does not fit yet, in seconds.",
+    )
+    tenant_header: HeaderName | None = Field(
+        "x-fleet-tenant",
+        description="Header field that names a call's tenant; null: all calls are one tenant's. "
+        "Anybody can write it: let clients reach the router only through what sets it for them.",
+    )
+
+
+class TenantConfig(StrictModel):
+    """One of those who share the fleet."""
+
+    weight: float = Field(
+        1.0,
+        ge=0.01,
+        le=100,
+        description="Its share of tokens and of waiting places, next to the 1 of those not named.",
+    )
+    max_priority: PriorityName = Field(
+        "high", description="The most urgent it may be: calls that ask for more wait as this."
     )
 
 
@@ -279,6 +301,11 @@ class RouterConfig(StrictModel):
     port: int = Field(8080, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     policy: Policy = Field("least_tokens", description="How a replica with room is chosen.")
     queue: QueueConfig = QueueConfig()
+    tenants: dict[TenantName, TenantConfig] = Field(
+        default={},
+        description="Tenants with a weight of their own, by name; '' stands for calls that name "
+        "none. Others need no entry.",
+    )
     timeouts: TimeoutConfig = TimeoutConfig()
     health: HealthConfig = HealthConfig()
     retries: RetryConfig = RetryConfig()

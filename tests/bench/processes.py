@@ -8,6 +8,7 @@ import ctypes
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -51,7 +52,7 @@ def running(target: str, interval_ms: int) -> Iterator[Setup]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-bench-")))
         argv = ["tests.bench.stand_in", "--replicas", f"{REPLICAS}", "--interval-ms"]
-        stand_in = _Process(where.load, [*argv, f"{interval_ms}"], folder / "stand-in")
+        stand_in = Child(where.load, [*argv, f"{interval_ms}"], folder / "stand-in")
         stack.callback(stand_in.stop)
         ports = stand_in.ports()
         if target == DIRECT:
@@ -60,7 +61,7 @@ def running(target: str, interval_ms: int) -> Iterator[Setup]:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
         make = _relay_argv if target == RELAY else _router_argv
         argv = make(listener.fileno(), ports)
-        middle = _Process(where.router, argv, folder / target, listener.fileno())
+        middle = Child(where.router, argv, folder / target, listener.fileno())
         stack.callback(middle.stop)
         port = listener.getsockname()[1]
         middle.wait_until(lambda: _serves(port, all_told=target == ROUTER))
@@ -78,7 +79,7 @@ def load(setup: Setup, arguments: list[str], timeout_s: float) -> dict[str, Any]
         *(f"--load-core={core}" for core in where.load),
     ]
     with tempfile.TemporaryDirectory(prefix="fleet-bench-") as folder:
-        process = _Process(where.load, ["tests.bench.load", *named, *arguments], Path(folder) / "l")
+        process = Child(where.load, ["tests.bench.load", *named, *arguments], Path(folder) / "l")
         try:
             return process.result(timeout_s)
         finally:
@@ -97,7 +98,7 @@ def wait_until_quiet(limit_s: float) -> None:
             return
 
 
-class _Process:
+class Child:
     """A Python module as a child on given cores; it ends with us, whatever ends us."""
 
     def __init__(
@@ -129,6 +130,17 @@ class _Process:
             if self._process.poll() is not None or time.monotonic() > until_s:
                 raise self._error("did not get ready")
             time.sleep(0.02)
+
+    def told(self, pattern: str) -> str:
+        """The first group of what it prints, once it has."""
+
+        def found() -> re.Match[str] | None:
+            return re.search(pattern, self._out.read_text() + self._err.read_text())
+
+        self.wait_until(lambda: found() is not None)
+        match = found()
+        assert match is not None
+        return match[1]
 
     def ports(self) -> list[int]:
         """The line of port numbers it prints first."""

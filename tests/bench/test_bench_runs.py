@@ -43,3 +43,19 @@ def test_the_file_has_every_run_and_the_machine(finished):
     assert all(row["router"] is not None for row in document["figures"])
     assert {run["target"] for run in document["runs"]} == {"direct", "relay", "router"}
     assert document["machine"]["cores"] >= 1
+
+
+def test_the_overload_bench_runs_and_every_call_is_served_or_honestly_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.overload", "--quick"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "errors: 0"
+    for scene in ("1x", "2x", "3x", "half full", "3x, one floods"):
+        row = next(line for line in lines if line.startswith(f"| {scene} |"))
+        assert any(char.isdigit() for char in row.removeprefix(f"| {scene} |"))

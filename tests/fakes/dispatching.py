@@ -6,9 +6,10 @@ on every replica, because a character is a token here.
 
 import asyncio
 import random
+from collections import Counter
 from dataclasses import dataclass, field
 
-from router.call import Ask, Call
+from router.call import Ask, Call, Priority
 from router.config import HealthConfig, QueueConfig
 from router.dispatcher import Dispatcher
 from router.health import Event, State
@@ -26,11 +27,12 @@ class Seen:
     waits: list[float] = field(default_factory=list)
     sheds: list[str] = field(default_factory=list)
     idle_s: float = 0.0
+    used_tokens: Counter[str] = field(default_factory=Counter)
 
     def waited(self, model, wait_s):
         self.waits.append(wait_s)
 
-    def shed(self, reason):
+    def shed(self, reason, tenant):
         self.sheds.append(reason)
 
     def idled(self, model, idle_s):
@@ -39,11 +41,14 @@ class Seen:
     def tokens(self, model, report):
         pass
 
+    def used(self, tenant, input_tokens, output_tokens):
+        self.used_tokens[tenant] += input_tokens + output_tokens
+
 
 class World:
     """One pool, its dispatcher, and calls of known size."""
 
-    def __init__(self, clock, *, policy="least_tokens", queue=None, health=None):
+    def __init__(self, clock, *, policy="least_tokens", queue=None, health=None, weights=None):
         self.clock = clock
         self.seen = Seen()
         self.changes: list[tuple[str, str, str]] = []
@@ -54,7 +59,7 @@ class World:
         self.deaf: set[str] = set()
         """Replicas that pass no probe that is asked for."""
         self.dispatcher = Dispatcher(
-            self.pool, POLICIES[policy](), queue or QueueConfig(), self.seen, clock
+            self.pool, POLICIES[policy](), queue or QueueConfig(), self.seen, clock, weights
         )
         self.leases: list[Lease] = []
         self._members: dict[str, Member] = {}
@@ -117,18 +122,38 @@ class World:
 
     # ---- calls ----
 
-    def call(self, *, input_tokens=10, new_tokens=10, body=b"{}", wait_s=60.0, sequences=1):
+    def call(
+        self,
+        *,
+        input_tokens=10,
+        new_tokens=10,
+        body=b"{}",
+        wait_s=60.0,
+        limit_s=1800.0,
+        sequences=1,
+        tenant="",
+        priority=Priority.NORMAL,
+        stream=False,
+    ):
+        """`limit_s` is what a client writes into `X-Request-Timeout`."""
         self._calls += 1
         now_s = self.clock()
         return Call(
             id=f"call-{self._calls}",
             route="/generate",
-            ask=Ask(input_chars=input_tokens, new_tokens=new_tokens, sequences=sequences),
+            ask=Ask(
+                stream=stream,
+                input_chars=input_tokens,
+                new_tokens=new_tokens,
+                sequences=sequences,
+            ),
             body=body,
             headers=(),
             arrived_s=now_s,
-            queue_deadline_s=now_s + wait_s,
-            deadline_s=now_s + 1800.0,
+            queue_deadline_s=now_s + min(wait_s, limit_s),
+            deadline_s=now_s + limit_s,
+            tenant=tenant,
+            priority=priority,
         )
 
     async def acquire(self, call=None, attempts=None, *, is_retry=False, **fields) -> Lease:
@@ -165,15 +190,41 @@ class World:
         waiting = list(dispatcher.queue)
         assert dispatcher.queue.waiting_bytes == sum(len(ticket.call.body) for ticket in waiting)
         assert not any(ticket.grant.done() for ticket in waiting)
+        self._check_shares(waiting)
         if waiting:
             assert self.pool.can_come
-            self._check_idle(waiting)
+            self._check_idle()
 
-    def _check_idle(self, waiting):
-        """An idle replica is left so only by calls that it failed and that have another one."""
+    def _check_shares(self, waiting):
+        """What each tenant holds adds up, and the head is the one of least counter."""
+        queue, head = self.dispatcher.queue, self.dispatcher.queue.head
+        held = Counter((ticket.call.tenant, ticket.call.priority) for ticket in waiting)
+        told = {
+            (name, p): places.calls[p] for name, places in queue.places.items() for p in Priority
+        }
+        assert {key: count for key, count in told.items() if count} == held
+        holders = Counter(holder.account for holder in (*waiting, *self.leases))
+        assert all(account.users == count for account, count in holders.items())
+        if head is not None and not head.is_retry:
+            assert head.account.counter == min(
+                ticket.account.counter
+                for ticket in waiting
+                if ticket.call.priority is head.call.priority and not ticket.is_retry
+            )
+
+    def _check_idle(self):
+        """An idle replica is left so only by calls that it failed and that have another one.
+
+        Or it is kept for a suspect, until it has passed a probe.
+        """
         usable = [replica for replica in self.pool if replica.is_usable]
         idle = [r for r in usable if not r.load.requests and not r.room.is_paused]
-        for ticket in (waiting[0], *(t for t in waiting[1:17] if not t.alone)):
+        queue = self.dispatcher.queue
+        suspect, kept = self.dispatcher._reserved or (None, None)
+        if suspect is queue.head and suspect.alone and kept in idle:
+            assert kept.health.confirmed_s < suspect.enqueued_s
+            idle.remove(kept)
+        for ticket in (queue.head, *(t for t in queue.behind_head() if not t.alone)):
             others = [replica for replica in usable if replica.id not in ticket.excluded]
             for replica in idle:
                 if ticket.alone:
@@ -187,6 +238,8 @@ class World:
         assert dispatcher.open_leases == 0
         assert len(dispatcher.queue) == 0
         assert dispatcher.queue.waiting_bytes == 0
+        assert dispatcher.queue.waiting_tokens == 0.0
+        assert dispatcher.queue.places == {}
         for replica in self.pool:
             assert (replica.load.requests, replica.load.tokens) == (0, 0)
             assert not replica.alone

@@ -82,6 +82,32 @@ async def test_state_tells_what_is_there(app, admin, state_dir, wire, until):
     assert first["url"] == rig.replicas[0].url
 
 
+async def test_state_tells_who_waits(app, admin, state_dir, wire, until):
+    rig = await app(1, state_dir=state_dir, entries={"max_requests": 1})
+    rig.replicas[0].say(wire.STALL)
+    clients = []
+    for number, fields in enumerate(
+        [(), ("x-fleet-tenant: a",), ("x-fleet-tenant: a", "x-fleet-priority: low"), ()]
+    ):
+        client = await rig.client()
+        client.post("/generate", GENERATE, *fields)
+        await until(
+            lambda number=number: rig.dispatcher.open_leases + len(rig.dispatcher.queue) > number
+        )
+        clients.append(client)
+    _, state = await admin("GET", "/admin/state")
+    assert state["pools"][0]["waiting_calls"] == 3
+    assert state["pools"][0]["waiting"] == [
+        {"tenant": "a", "high": 0, "normal": 1, "low": 1},
+        {"tenant": "", "high": 0, "normal": 1, "low": 0},
+    ]
+    for client in clients:
+        client.leave()
+    await until(lambda: not rig.app.handlers.calls_running)
+    _, state = await admin("GET", "/admin/state")
+    assert state["pools"][0]["waiting"] == []
+
+
 async def test_the_socket_is_the_owner_s_alone(app, state_dir):
     await app(1, state_dir=state_dir)
     assert stat.S_IMODE((state_dir / "router.sock").stat().st_mode) == 0o600

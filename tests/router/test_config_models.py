@@ -15,9 +15,10 @@ from router.config import (
     TimeoutConfig,
     TlsConfig,
 )
-from router.config.models import AdminConfig
+from router.config.models import AdminConfig, TenantConfig
 
 MODELS = [
+    TenantConfig,
     *(RouterConfig, QueueConfig, TimeoutConfig, HealthConfig, RetryConfig, AdminConfig),
     *(ReplicaConfig, RouterFile, KeyConfig, LimitsConfig, TlsConfig),
 ]
@@ -128,3 +129,28 @@ def test_secrets_do_not_show():
 def test_configs_do_not_change_after_they_were_read():
     with pytest.raises(ValidationError):
         RouterConfig().port = 1
+
+
+def test_tenants_have_a_weight_of_one_and_may_be_as_urgent_as_they_like_unless_told():
+    config = RouterConfig.model_validate({"tenants": {"a": {}, "": {"weight": 0.5}}})
+    assert (config.tenants["a"].weight, config.tenants["a"].max_priority) == (1.0, "high")
+    assert config.tenants[""].weight == 0.5
+    assert config.queue.tenant_header == "x-fleet-tenant"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tenants": {"a b": {}}},
+        {"tenants": {"x" * 65: {}}},
+        {"tenants": {"*": {}}},
+        {"tenants": {"a": {"weight": 0}}},
+        {"tenants": {"a": {"weight": float("inf")}}},
+        {"tenants": {"a": {"max_priority": "urgent"}}},
+        {"queue": {"tenant_header": "X Team"}},
+        {"queue": {"tenant_header": ""}},
+    ],
+)
+def test_what_no_tenant_can_be_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        RouterConfig.model_validate(wrong)

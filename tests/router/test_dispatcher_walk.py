@@ -1,7 +1,7 @@
 """A random walk over everything that can happen to a pool, checked after every step.
 
-Whatever the order: loads are exactly the open leases, nobody waits who could run, and at the end
-nothing is left.
+Whatever the order: loads are exactly the open leases, nobody waits who could run, what each tenant
+holds adds up, the turn is the least counter's, and at the end nothing is left.
 """
 
 import asyncio
@@ -9,8 +9,9 @@ import random
 
 import pytest
 
+from router.call import Priority
 from router.config import HealthConfig, QueueConfig
-from router.errors import NoReplica, QueueFull, QueueTimeout
+from router.errors import NoReplica, QueueFull, QueueTimeout, TooLate
 from router.health import Event
 from router.lease import Outcome, Report
 from router.policies import POLICIES
@@ -30,7 +31,8 @@ WEIGHTS = {
     "sync": 3,
     "admin": 4,
 }
-ALLOWED = (NoReplica, QueueFull, QueueTimeout, asyncio.CancelledError)
+TENANTS = ["", "x", "y", "z"]
+ALLOWED = (NoReplica, QueueFull, QueueTimeout, TooLate, asyncio.CancelledError)
 
 
 class Walk:
@@ -40,9 +42,11 @@ class Walk:
         self.one = world(
             policy=policy,
             queue=QueueConfig(max_calls=20, max_bytes=400, max_overtake_s=self.rng.choice([0, 2])),
+            weights={"x": 3.0},
             health=HealthConfig(eject_after=2, fall=2, max_ejected_share=0.5),
         )
         self.tasks = []
+        self.tenants = seed % len(TENANTS)
         self.generations = dict.fromkeys(NAMES, 1)
         self.here = set(NAMES)
         self.push()
@@ -78,6 +82,9 @@ class Walk:
             body=b"x" * rng.choice([1, 10, 100]),
             sequences=rng.choice([1, 1, 1, 3]),
             wait_s=rng.choice([0, 1, 60]),
+            limit_s=rng.choice([0.5, 20, 1800]),
+            tenant=rng.choice(TENANTS[: 1 + self.tenants]),
+            priority=rng.choice(list(Priority)),
         )
         is_retry = bool(tried) or attempts.alone
         self.tasks.append(self.one.waiting(call, attempts, is_retry=is_retry))

@@ -96,6 +96,21 @@ async def test_docs_and_their_document_are_served(app):
     assert posted == {*GENERATION_APIS, *TOKENIZER_APIS}
     for schema in re.findall(r"#/components/schemas/(\w+)", json.dumps(document)):
         assert schema in document["components"]["schemas"]
+    for name in re.findall(r"#/components/parameters/(\w+)", json.dumps(document)):
+        assert name in document["components"]["parameters"]
+
+
+@pytest.mark.parametrize("path", sorted({*GENERATION_APIS, *TOKENIZER_APIS}))
+async def test_the_header_fields_of_a_call_are_in_the_document(app, path):
+    rig = await app()
+    document = (await rig.get("/api-doc/openapi.json")).json()
+    known = document["components"]["parameters"]
+    refs = document["paths"][path]["post"]["parameters"]
+    names = {known[ref["$ref"].rpartition("/")[2]]["name"] for ref in refs}
+    wanted = {"x-request-timeout"}
+    if path in GENERATION_APIS:
+        wanted |= {"x-fleet-priority", "x-fleet-tenant"}
+    assert names == wanted
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/completions", "/info"])

@@ -5,8 +5,9 @@ import re
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.call import Priority
 from router.lease import Report
-from router.metrics import MAX_REPLICA_LABELS, Metrics
+from router.metrics import MAX_REPLICA_LABELS, MAX_TENANT_LABELS, Metrics
 
 pytestmark = pytest.mark.virtual_time
 
@@ -48,7 +49,7 @@ async def test_everything_asked_for_is_on_the_page(metrics):
     metrics.between_tokens("m", 0.02)
     metrics.retried("ReplicaLost")
     metrics.cancelled("queue")
-    metrics.shed("queue_full")
+    metrics.shed("queue_full", "team")
     metrics.waited("m", 0.1)
     metrics.idled("m", 0.5)
     metrics.tokens("m", Report(prompt_tokens=7, generated_tokens=3))
@@ -114,5 +115,40 @@ async def test_a_large_pool_does_not_make_the_page_grow_without_end(metrics):
 
 def test_two_routers_in_one_process_count_apart():
     first, second = Metrics(lambda: []), Metrics(lambda: [])
-    first.shed("queue_full")
+    first.shed("queue_full", "")
     assert ("fleet_sheds_total", (("reason", "queue_full"),)) not in samples(second)
+
+
+async def test_tenants_are_told_by_name_up_to_a_bound(metrics):
+    """Clients may make up any number of names; those of the config are always told."""
+    made = Metrics(lambda: [], tenants=["gold"])
+    for number in range(3 * MAX_TENANT_LABELS):
+        made.shed("queue_full", f"t{number}")
+        made.used(f"t{number}", 2, 1)
+    made.shed("queue_full", "gold")
+    made.used("gold", 2, 1)
+    names = set(re.findall(r'fleet_tenant_sheds_total{.*tenant="([^"]*)"', made.page().decode()))
+    assert len(names) == MAX_TENANT_LABELS + 1
+    assert {"gold", "other", "t0"} <= names
+    found = samples(made)
+    sheds = [v for (name, _), v in found.items() if name == "fleet_tenant_sheds_total"]
+    assert sum(sheds) == 3 * MAX_TENANT_LABELS + 1, "nothing is left out of the sum"
+    assert value(made, "tenant_tokens_total", tenant="gold", kind="prompt") == 2
+    assert value(made, "tenant_tokens_total", tenant="gold", kind="generated") == 1
+
+
+async def test_waiting_calls_of_many_tenants_make_a_bounded_page(metrics, settle):
+    one = metrics.world
+    one.add("a", requests=1)
+    await one.acquire()
+    waiting = [one.waiting(tenant=f"t{number}") for number in range(64)]
+    waiting.append(one.waiting(tenant="t0", priority=Priority.HIGH))
+    await settle()
+    found = {
+        labels: v for (name, labels), v in samples(metrics).items() if "tenant_queue_calls" in name
+    }
+    assert sum(found.values()) == 64
+    assert len(found) <= MAX_TENANT_LABELS + 1
+    for task in waiting:
+        task.cancel()
+    await settle()
