@@ -211,11 +211,24 @@ def ask(
     config: Config = FLEET,
     replica: Annotated[str | None, typer.Option(help="Ask this one, past the router.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 100,
+    key_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Variable that holds the API key, if one is needed.")
+    ] = "FLEET_API_KEY",
 ) -> int:
     """Ask one question and stream the answer."""
     from launcher.commands import ask as command
 
-    return command.run(config, prompt, replica_id=replica, max_new_tokens=max_new_tokens)
+    return command.run(
+        config, prompt, replica_id=replica, max_new_tokens=max_new_tokens, key_env=key_env
+    )
+
+
+@_verb
+def key(name: Annotated[str, typer.Argument(help="Whose key it is.")]) -> int:
+    """Make an API key: print it once, and the lines of the config that let it in."""
+    from launcher.commands import key as command
+
+    return command.run(name)
 
 
 @_verb

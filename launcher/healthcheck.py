@@ -9,7 +9,9 @@ namespace only; imports nothing slow, as it is run every few seconds.
 import http.client
 import ipaddress
 import os
+import ssl
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePath
@@ -78,16 +80,29 @@ def _first_well(pids: list[int], role: str) -> tuple[bool, str]:
 
 
 def _health(host: str, port: int) -> tuple[bool, str]:
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{port}/health"
+    """Over HTTP, or over HTTPS where that is not spoken; whose certificate it is does not matter
+    here."""
+    where = f"{f'[{host}]' if ':' in host else host}:{port}/health"
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    found = _asked(http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S))
+    left_s = deadline_s - time.monotonic()
+    if isinstance(found, http.client.BadStatusLine | ConnectionResetError) and left_s > 0:
+        tls = ssl._create_unverified_context()
+        over_tls = _asked(http.client.HTTPSConnection(host, port, timeout=left_s, context=tls))
+        if isinstance(over_tls, int):
+            return over_tls == 200, f"https://{where}: {over_tls}"
+    return found == 200, f"http://{where}: {found}"
+
+
+def _asked(connection: http.client.HTTPConnection) -> int | Exception:
+    """The status of its /health, or why there is none."""
     try:
         connection.request("GET", "/health")
-        status = connection.getresponse().status
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException) as exc:
-        return False, f"{where}: {exc}"
+        return exc
     finally:
         connection.close()
-    return status == 200, f"{where}: {status}"
 
 
 def _neighbours() -> Iterator[int]:

@@ -98,11 +98,11 @@ def address_of(listener: socket.socket) -> str:
     return _joined(*listener.getsockname()[:2])
 
 
-def endpoint_of(listener: socket.socket) -> str:
+def endpoint_of(listener: socket.socket, scheme: str = "http") -> str:
     """The URL a client on this machine uses."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{_joined(host, port)}"
+    return f"{scheme}://{_joined(host, port)}"
 
 
 def _inherited_socket() -> socket.socket:

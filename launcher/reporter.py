@@ -7,6 +7,7 @@ depends on a message that was lost. It changes nothing but what others see.
 import asyncio
 import logging
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from launcher.router_client import PushRefused, RouterAway, RouterClient
 from launcher.router_process import LOG_NAME, RouterKeeper
 from launcher.state import STATUS_RECORD
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus
+from router.config import RouterConfig
 from router.errors import StateError
 
 log = logging.getLogger("launcher")
@@ -187,6 +189,7 @@ class Reporter:
             self._beginning.notes,
             self._beginning.change_id,
             self._beginning.change_error,
+            curl_options=_curl_options(self._cluster.config.router),
         )
 
     async def show_calls_left(self) -> None:
@@ -207,6 +210,12 @@ class Reporter:
     def _logs(self) -> list[Path]:
         names = [keeper.spec.id for keeper in self._keepers()]
         return [self._cluster.folder.log(name) for name in (*names, LOG_NAME, "launcher")]
+
+
+def _curl_options(router: RouterConfig) -> tuple[str, ...]:
+    """The key stays in its variable: what is shown can be pasted, and read by anybody."""
+    options = ('-H "Authorization: Bearer $FLEET_API_KEY"',) if router.keys else ()
+    return (*options, f"--cacert {shlex.quote(router.tls.certificate)}") if router.tls else options
 
 
 def _as_pushed(instance: Instance, spec: ReplicaSpec, trouble: Trouble) -> dict[str, Any]:

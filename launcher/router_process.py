@@ -24,6 +24,7 @@ from launcher.restarts import History, RestartPolicy, next_start
 from launcher.router_client import RouterAway, RouterClient
 from launcher.spawn import spawn
 from launcher.state import StateFolder
+from router.config.tls_files import server_context
 from router.errors import OperatorError
 
 log = logging.getLogger("launcher")
@@ -84,13 +85,15 @@ class RouterKeeper:
 
     @property
     def endpoint(self) -> str | None:
-        return listener.endpoint_of(self._listener) if self._listener else None
+        scheme = self._config.router.scheme
+        return listener.endpoint_of(self._listener, scheme) if self._listener else None
 
     async def open(self) -> None:
         """Have the listening socket and a router process on it; raises StartError.
 
         Nothing that was not there before is left behind when it raises.
         """
+        require_tls_files(self._config)
         host, port = self._config.router.host, self._config.router.port
         given = listener.inherited(host, port)
         running = running_routers(self._folder)
@@ -118,11 +121,12 @@ class RouterKeeper:
         """Get ready to follow a changed config; whether that takes a new router.
 
         Nothing has changed until `change`; `drop_change` lets go of what was got ready. Raises
-        StartError when the new address cannot be had.
+        StartError when the new address cannot be had, or the certificate is of no use.
         """
         self.drop_change()
         if fingerprint_of(config) == fingerprint_of(self._config):
             return False
+        require_tls_files(config)
         host, port = config.router.host, config.router.port
         stays = self._listener is not None and listener.is_at(self._listener, host, port)
         self._next = _Next(config, None if stays else listener.bind(host, port))
@@ -317,6 +321,12 @@ def _is_wanted(taken: socket.socket, given: socket.socket | None, host: str, por
     if given is not None:
         return listener.is_same(taken, given)
     return listener.is_at(taken, host, port)
+
+
+def require_tls_files(config: ClusterConfig) -> None:
+    """A router with files of no use would fail again and again. Raises StartError."""
+    if config.router.tls is not None:
+        server_context(config.router.tls)
 
 
 def running_routers(folder: StateFolder) -> list[processes.Found]:

@@ -103,6 +103,7 @@ class ClusterStatus:
     change_id: str = ""  # the last request to follow a changed config, and why it was refused
     change_error: str = ""
     trouble: str = ""  # why what is shown may not be so
+    curl_options: tuple[str, ...] = ()  # what curl needs to be let in, beside the endpoint
 
     @property
     def is_ready(self) -> bool:
@@ -176,7 +177,8 @@ def recorded(cluster: Cluster) -> ClusterStatus | None:
         )
         router = record.pop("router")
         router["phase"] = Phase(router["phase"])
-        record["notes"] = tuple(record.get("notes", ()))
+        for name in ("notes", "curl_options"):
+            record[name] = tuple(record.get(name, ()))
         return ClusterStatus(**record, replicas=tuple(replicas), router=RouterStatus(**router))
     return None
 
@@ -242,7 +244,8 @@ def _gpu_trouble(seen: dict[str, Any]) -> str:
 def _with_config(status: ClusterStatus | None, cluster: Cluster) -> ClusterStatus:
     """Replicas the config has and the record has not are stopped: they never ran."""
     config = cluster.config
-    endpoint = f"http://{config.router.host}:{config.router.port}" if config.router.port else None
+    router = config.router
+    endpoint = f"{router.scheme}://{router.host}:{router.port}" if router.port else None
     status = status or ClusterStatus(config.cluster, endpoint, ())
     known = {replica.id for replica in status.replicas}
     missing = (

@@ -125,6 +125,7 @@ def example(status: ClusterStatus) -> list[str]:
     return [
         f"ready: {endpoint}",
         f"  curl {endpoint}{path} \\",
+        *(f"    {option} \\" for option in status.curl_options),
         "    -H 'Content-Type: application/json' \\",
         f"    -d {shlex.quote(json.dumps(body, separators=(',', ':')))}",
     ]

@@ -47,7 +47,7 @@ class AdminApi:
         self._stories = stories
         self._listener = listener
         host, port = listener.getsockname()[:2]
-        self._endpoint = f"http://{host}:{port}"
+        self._endpoint = f"{config.scheme}://{host}:{port}"
         self._kept: socket.socket | None = None
         """The listener again: it must outlive the server's, which closes it when draining."""
         self._port_runner: web.AppRunner | None = None

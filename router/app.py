@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from router.acceptor import Acceptor
 from router.admin import AdminApi
 from router.config import RouterConfig
 from router.edge_server import make_server
@@ -23,6 +24,7 @@ from router.event_log import EventLog
 from router.fleet import Fleet, ReplicaList
 from router.handlers import Handlers
 from router.health import State
+from router.keys import KeyStore
 from router.metrics import Metrics
 from router.options import Settings
 from router.pages import Pages
@@ -39,8 +41,6 @@ from router.upstream import Upstream
 log = logging.getLogger("router.app")
 
 ReadAgain = Callable[[Mapping[str, str]], Settings]
-
-BACKLOG = 4096
 POLL_S = 0.02
 LOADING = frozenset({"pending", "starting", "loading"})
 FIRST_LIST_S = 5.0
@@ -74,9 +74,10 @@ class App:
         tokenizer = Tokenizer(self.upstream, clock)
         self.proxy = Proxy(self.upstream, tokenizer, config, self.metrics, self.tasks, clock)
         self.stories = Stories(clock)
+        self.keys = KeyStore(config.keys, clock, self.metrics.key_refused)
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
-            *(config, self.fleet, self.proxy, tokenizer, pages, self.metrics),
+            *(config, self.fleet, self.proxy, tokenizer, self.keys, pages, self.metrics),
             *(self.log, self.stories, clock),
         )
         self.admin = AdminApi(
@@ -84,8 +85,8 @@ class App:
         )
         self._state_dir = state_dir
         self._cluster = cluster
-        self._server: asyncio.Server | None = None
         self._edge = make_server(self.handlers, config)
+        self.acceptor = Acceptor(listener, self._edge, config, self.tasks, self.metrics.shed)
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()
         self._is_stopping = False
@@ -110,24 +111,21 @@ class App:
         if admin.port is not None and admin.token is not None:
             port = await self.admin.listen_tcp(admin.port)
             self.log.event("admin", endpoint=f"http://127.0.0.1:{port}")
-        loop = asyncio.get_running_loop()
         # Under a launcher that has not told anything yet, calls wait in the socket.
-        serves = self._state_dir is None or self.fleet.is_told
-        self._server = await loop.create_server(
-            self._edge, sock=self.listener, backlog=BACKLOG, start_serving=serves
-        )
-        if not serves:
-            self.tasks.spawn(self._serve_once_told(self._server), "first list")
+        if self._state_dir is None or self.fleet.is_told:
+            self.acceptor.open()
+        else:
+            self.tasks.spawn(self._serve_once_told(), "first list")
         gc.collect()
         gc.freeze()  # what exists now lives as long as the router: do not look at it again
 
-    async def _serve_once_told(self, server: asyncio.Server) -> None:
+    async def _serve_once_told(self) -> None:
         """A call that starts a cluster, or comes with it, is not refused for being that early."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_LIST_S):
                 await self._until(lambda: self.fleet.is_told)
         if not self.handlers.is_draining:
-            await server.start_serving()
+            self.acceptor.open()
 
     def stop(self) -> None:
         """Finish the calls in flight and end; a second time (Ctrl-C twice): end at once."""
@@ -170,8 +168,7 @@ class App:
         self.handlers.is_draining = True
         await self.admin.leave_port()
         self.log.event("drain", calls=self.handlers.calls_running, retiring=self._is_retiring)
-        if self._server is not None:
-            self._server.close()
+        self.acceptor.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.timeouts.drain_s):
                 await self._until(lambda: not self.handlers.calls_running)
@@ -198,8 +195,7 @@ class App:
 
     async def close(self) -> None:
         """Ends everything; safe to call after a start that failed half-way."""
-        if self._server is not None:
-            self._server.close()
+        self.acceptor.close()
         await self._edge.shutdown(0.1)
         self.prober.close()
         await self.tasks.close()
@@ -228,9 +224,15 @@ class App:
                 log.exception("reload: a bug in the router")
 
     def reload(self, written: Settings) -> None:
-        """Goes on with what is written. Nothing here waits, so no call sees half of it."""
+        """Goes on with what is written, keys and certificate included.
+
+        Nothing here waits, so no call sees half of it. Raises StartError, having changed nothing.
+        """
         found = news(self.config, written.config)
-        config = self.config = found.config
+        config = found.config
+        self.acceptor.use(config)  # raises when its certificate cannot be used: nothing has changed
+        self.config = config
+        self.keys.use(config)
         self.log.use(config)
         self.fleet.use(config)
         self.upstream.use(config)
@@ -257,7 +259,6 @@ class App:
         pool.look = self.prober.hurry
         pool.busy = self.prober.busy
         pool.suspected = self.upstream.doubt
-        pool.busy = self.prober.busy
         self.prober.watch(pool, replica)
 
     def _left(self, replica: Replica, is_replaced: bool) -> None:

@@ -14,6 +14,7 @@ from router.errors import ConfigError, ConfigProblem, OperatorError, StartError
 
 SYSTEMD_FIRST_FD = 3
 WANTED_FILES = 1_048_576
+OPEN = "warning: router.keys is empty, so anybody who reaches {} may use it"
 
 cli = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -51,6 +52,7 @@ def serve(
 
         print(f"router {__version__}")
         return
+    from router.config import is_loopback
     from router.options import RouterOptions, resolve
 
     options = RouterOptions(config, replica or [], host, port, state_dir, policy, dialect)
@@ -71,8 +73,11 @@ def serve(
         except BaseException:
             await app.close()
             raise
-        address = listener.getsockname()
-        print(f"router: serving on http://{address[0]}:{address[1]}", file=sys.stderr, flush=True)
+        address, scheme = listener.getsockname(), settings.config.scheme
+        where = f"{scheme}://{address[0]}:{address[1]}"
+        print(f"router: serving on {where}", file=sys.stderr, flush=True)
+        if not settings.config.keys and not is_loopback(address[0]):
+            print(f"router: {OPEN.format(where)}", file=sys.stderr, flush=True)
         await app.run()
 
     uvloop.run(main())

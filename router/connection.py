@@ -97,6 +97,8 @@ class Connection(asyncio.Protocol):
             raise httptools.HttpParserError("more than one reply")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._head.status:
+            return  # a trailer: it belongs to this connection, and must not pass for a head field
         if len(self._head.fields) >= MAX_HEAD_FIELDS:
             raise httptools.HttpParserError("too many header fields")
         self._head.fields.append((name.decode("latin-1").lower(), value.decode("latin-1")))

@@ -97,6 +97,18 @@ class Unauthorized(RouterError):
     status, error_type = 401, "unauthorized"
 
 
+class Forbidden(RouterError):
+    """The key is good, but not for this."""
+
+    status, error_type = 403, "forbidden"
+
+
+class RateLimited(RouterError):
+    """The key's calls, tokens or calls at a time are used up; `Retry-After` says until when."""
+
+    status, error_type = 429, "rate_limited"
+
+
 class ClientGone(RouterError):
     """The client left; nobody reads the reply. Log only (499)."""
 

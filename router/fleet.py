@@ -165,15 +165,24 @@ class Fleet:
             for dispatcher in self
         )
 
-    def find(self, model: str | None, route: str = "") -> Dispatcher:
+    def names_for(self, allowed: frozenset[str] | None) -> list[str]:
+        """The models that somebody may use who is `allowed` these; None: all."""
+        return [name for name in self.models if allowed is None or name in allowed]
+
+    def find(
+        self, model: str | None, route: str = "", allowed: frozenset[str] | None = None
+    ) -> Dispatcher:
         """The dispatcher of the model's pool; with a route, one whose engines have that route.
+
+        Who is allowed only some names finds nothing by another, and nothing without a name but
+        what is served by one of them.
 
         Raises ModelNotFound or RouteNotServed, listing what there is, or NoReplica while nothing
         is known.
         """
         if not self._dispatchers:
             raise NoReplica("no replica is configured yet", retry_after_s=1)
-        dispatcher = self._meant(model or "", route)
+        dispatcher = self._meant(model or "", route, allowed)
         pool = dispatcher.pool
         if route and route not in pool.dialect.routes:
             raise RouteNotServed(
@@ -182,16 +191,19 @@ class Fleet:
             )
         return dispatcher
 
-    def _meant(self, name: str, route: str) -> Dispatcher:
-        """
+    def _meant(self, name: str, route: str, allowed: frozenset[str] | None) -> Dispatcher:
+        """Among the pools that are allowed:
+
         1. the pool of that name;
         2. the only pool, if no model or `tgi` is named, or the pool's name is not known yet;
         3. the pool whose engines go by that name;
         4. with no model named, the only pool that has the route.
         """
-        if found := self._dispatchers.get(name):
+        if allowed is not None and name not in ANY_MODEL and name not in allowed:
+            raise self._unknown(name, allowed)
+        if (found := self._dispatchers.get(name)) and _may_use(name, found.pool, allowed):
             return found
-        pools = [dispatcher for dispatcher in self if len(dispatcher.pool)]
+        pools = [one for one in self if len(one.pool) and _may_use(name, one.pool, allowed)]
         if len(pools) == 1 and (name in ANY_MODEL or not pools[0].pool.is_named):
             return pools[0]
         for dispatcher in pools:
@@ -200,9 +212,12 @@ class Fleet:
         having = [dispatcher for dispatcher in pools if route in dispatcher.pool.dialect.routes]
         if len(having) == 1 and name in ANY_MODEL:
             return having[0]
-        names = ", ".join(map(repr, self.models[:20]))
+        raise self._unknown(name, allowed)
+
+    def _unknown(self, name: str, allowed: frozenset[str] | None) -> ModelNotFound:
+        names = ", ".join(map(repr, self.names_for(allowed)[:20]))
         found_text = f"the model {name[:100]!r} is not served" if name else "no model is named"
-        raise ModelNotFound(f"{found_text}; expected one of: {names}")
+        return ModelNotFound(f"{found_text}; expected one of: {names}")
 
     def accept(self, pushed: ReplicaList) -> None:
         """Takes a pushed list over. Raises StaleList, ValueError."""
@@ -285,6 +300,16 @@ class Fleet:
             self.state_error = f"{self._state_file} cannot be written: {exc.strerror}"
             with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def _may_use(name: str, pool: Pool, allowed: frozenset[str] | None) -> bool:
+    """Where no name was given, the engine takes the one it serves under."""
+    return (
+        allowed is None
+        or pool.served_name in allowed
+        or pool.model in allowed
+        or name not in ANY_MODEL
+    )
 
 
 def split_url(url: str | None) -> tuple[str, int]:

@@ -20,6 +20,7 @@ from router.errors import ClientGone, MethodNotAllowed, RouterError, UnknownRout
 from router.event_log import EventLog
 from router.fleet import ANY_MODEL, Fleet
 from router.http_client import HttpClient, Reply, Sent
+from router.keys import KeyStore
 from router.metrics import Metrics
 from router.pages import Pages
 from router.parse_worker import ParseWorker
@@ -37,6 +38,7 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 MODEL_HEADER = "x-fleet-model"
+PREFLIGHT_HEADERS = "content-type,authorization,x-api-key"
 ANY_ORIGIN = [("access-control-allow-origin", "*")]
 OTHER_ROUTE = "other"
 """The metric label of paths that are none of ours: they come in any number."""
@@ -51,6 +53,7 @@ class Handlers:
         fleet: Fleet,
         proxy: Proxy,
         tokenizer: Tokenizer,
+        keys: KeyStore,
         pages: Pages,
         metrics: Metrics,
         log: EventLog,
@@ -61,6 +64,7 @@ class Handlers:
         self._fleet = fleet
         self._proxy = proxy
         self._tokenizer = tokenizer
+        self._keys = keys
         self._pages = pages
         self._metrics = metrics
         self._log = log
@@ -75,9 +79,9 @@ class Handlers:
             "/": self._health,
             "/health": self._health,
             "/ping": self._health,
-            "/info": lambda request: pages.info(request.query.get("model")),
-            "/metrics": lambda request: pages.metrics(),
-            "/v1/models": lambda request: pages.models(),
+            "/info": lambda request: pages.info(request.query.get("model"), self._models(request)),
+            "/metrics": lambda request: pages.metrics(self._models(request)),
+            "/v1/models": lambda request: pages.models(self._models(request)),
             "/docs": lambda request: pages.docs(),
             "/api-doc/openapi.json": lambda request: pages.openapi(),
         }
@@ -136,16 +140,21 @@ class Handlers:
     # ---- calls ----
 
     async def _generate(self, request: web.BaseRequest, client: HttpClient, record: Record) -> None:
-        call = await self._call(request, client, record)
-        dispatcher = self._fleet.find(_model(call.ask, request), call.route)
-        record.model = dispatcher.pool.model
-        await self._proxy.serve(call, dispatcher, client, record)
+        with self._keys.admit(request.headers, record) as permit:
+            call = await self._call(request, client, record)
+            allowed = permit.account.models
+            dispatcher = self._fleet.find(_model(call.ask, request), call.route, allowed)
+            record.model = dispatcher.pool.model
+            permit.charge(dispatcher.pool.cost(call.ask))
+            await self._proxy.serve(call, dispatcher, client, record)
 
     async def _tokenize(self, request: web.BaseRequest, client: HttpClient, record: Record) -> None:
-        call = await self._call(request, client, record)
-        dispatcher = self._fleet.find(_model(call.ask, request), call.route)
-        record.model = dispatcher.pool.model
-        await self._tokenizer.serve(call, dispatcher, client, record)
+        with self._keys.admit(request.headers, record) as permit:
+            call = await self._call(request, client, record)
+            allowed = permit.account.models
+            dispatcher = self._fleet.find(_model(call.ask, request), call.route, allowed)
+            record.model = dispatcher.pool.model
+            await self._tokenizer.serve(call, dispatcher, client, record)
 
     async def _call(self, request: web.BaseRequest, client: HttpClient, record: Record) -> Call:
         config = self._config
@@ -181,7 +190,7 @@ class Handlers:
             client.write(api.error_event(error))
             client.end()
             return
-        if not request.content.at_eof():
+        if not request.content.is_eof():
             client.close_after()
         body = b"" if request.method == "HEAD" else api.error_body(error)
         client.send(error.status, error_headers(record, error), body)
@@ -221,6 +230,10 @@ class Handlers:
             reply.force_close()
         return reply
 
+    def _models(self, request: web.BaseRequest) -> frozenset[str] | None:
+        """Those that a page may tell whoever asks for it; None: all. Raises Unauthorized."""
+        return self._keys.account(request.headers).models
+
     def _health(self, request: web.BaseRequest) -> web.Response:
         """200 while calls are taken and a replica serves or is on its way."""
         if self.is_draining:
@@ -247,7 +260,7 @@ class Handlers:
         is_preflight = "access-control-request-method" in request.headers
         if method == "OPTIONS" and is_preflight:
             preflight = [("access-control-allow-methods", "GET,POST")]
-            preflight += [("access-control-allow-headers", "content-type")]
+            preflight += [("access-control-allow-headers", PREFLIGHT_HEADERS)]
             client.send(200, preflight, b"")
             return
         error = MethodNotAllowed(f"{method} is not allowed on {path}; use {allowed[0]}")

@@ -85,6 +85,7 @@ class Metrics:
         self._idle_s = counter(
             "idle_while_waiting_seconds", "Replica-seconds idle while calls waited.", "model"
         )
+        self._key_refusals = counter("key_refusals", "Calls over a key's limit.", "key", "limit")
         self._replica_labels: set[str] = set()
 
     def page(self) -> bytes:
@@ -128,6 +129,9 @@ class Metrics:
 
     def tried(self, replica: Replica, kind: str, is_passed: bool) -> None:
         self._tries[self._label(replica), kind, "passed" if is_passed else "failed"].inc()
+
+    def key_refused(self, key: str, limit: str) -> None:
+        self._key_refusals[key, limit].inc()
 
     # ---- dispatcher.Observer ----
 

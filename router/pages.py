@@ -10,7 +10,7 @@ from aiohttp import web
 from router import __version__
 from router.dialects import EngineInfo
 from router.dispatcher import Dispatcher
-from router.errors import NoReplica
+from router.errors import Forbidden, NoReplica
 from router.fleet import Fleet
 from router.metrics import CONTENT_TYPE, Metrics
 
@@ -27,22 +27,26 @@ class Pages:
         self._metrics = metrics
         self._clock = clock
 
-    def info(self, model: str | None) -> web.Response:
+    def info(self, model: str | None, allowed: frozenset[str] | None) -> web.Response:
         """The pool as if it were one engine: limits summed where they add up, else the least.
 
         With several pools, `?model=` names one; without it the first is told.
         """
-        dispatcher = self._fleet.find(model or next(iter(self._fleet.models), None))
-        return _json(pool_info(dispatcher, self._fleet.models))
+        names = self._fleet.names_for(allowed)
+        dispatcher = self._fleet.find(model or next(iter(names), None), allowed=allowed)
+        return _json(pool_info(dispatcher, names))
 
-    def models(self) -> web.Response:
+    def models(self, allowed: frozenset[str] | None) -> web.Response:
         entries = [
             {"id": model, "object": "model", "created": 0, "owned_by": model}
-            for model in self._fleet.models
+            for model in self._fleet.names_for(allowed)
         ]
         return _json({"object": "list", "data": entries})
 
-    def metrics(self) -> web.Response:
+    def metrics(self, allowed: frozenset[str] | None) -> web.Response:
+        """Tells of all models, so it is not for a key that may know of some only."""
+        if allowed is not None:
+            raise Forbidden("this key is for some models only; /metrics tells of all")
         return web.Response(body=self._metrics.page(), headers={"content-type": CONTENT_TYPE})
 
     def docs(self) -> web.Response:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from router.errors import RouterError
+from router.errors import RouterError, UpstreamRefusal
 from router.event_log import EventLog
 from router.lease import Report
 from router.metrics import Metrics
@@ -21,6 +21,10 @@ class Record:
     id: str
     route: str
     arrived_s: float
+    account: str = ""
+    """The name of the key it came with."""
+    tenant: str = ""
+    """On whose account it is, as that key says."""
     model: str = ""
     is_stream: bool = False
     status: int = 200
@@ -79,6 +83,7 @@ class Record:
         log.call(
             id=self.id,
             route=self.route,
+            key=self.account or None,
             model=self.model or None,
             stream=self.is_stream,
             status=self.status,
@@ -89,10 +94,17 @@ class Record:
             total_ms=round(seconds * 1000, 1),
             prompt_tokens=report.prompt_tokens,
             generated_tokens=report.generated_tokens or self.events or None,
-            error=error.message if error else None,
+            error=_said(error),
             error_type=error.error_type if error else None,
             **({"tries": found} if (found := tries(self.steps, self.attempts)) else {}),
         )
+
+
+def _said(error: RouterError | None) -> str | None:
+    """What an engine refused is told to its client only: some repeat the whole request in it."""
+    if isinstance(error, UpstreamRefusal):
+        return f"the replica refused it ({error.status})"
+    return error.message if error else None
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from router import sse
 from router.dialects import Dialect
 from router.edge import Client
-from router.errors import RouterError, UpstreamRefusal
+from router.errors import RouterError, Unauthorized, UpstreamRefusal
 from router.exchange import Head
 from router.record import Record
 from router.resume import Ledger, NotResumable, Seam
@@ -19,10 +19,13 @@ HOP_BY_HOP = frozenset(
     (
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization"),
         *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
-        *("content-length", "server", "vary", "set-cookie", "x-request-id"),
+        *("content-length", "server", "vary", "x-request-id", "set-cookie", "set-cookie2"),
+        *("alt-svc", "clear-site-data", "strict-transport-security"),
+        *("x-accel-redirect", "x-sendfile"),
     )
 )
-"""Not passed on from replicas: they belong to one connection (RFC 9110, 7.6.1) or to our edge."""
+"""Not passed on from replicas: they belong to one connection (RFC 9110, 7.6.1), to our edge, or
+speak for its whole site, to browsers and to proxies in front."""
 NOT_PASSED_ON = ("access-control-", "x-fleet-")
 
 
@@ -174,6 +177,8 @@ def error_headers(record: Record, error: RouterError) -> list[tuple[str, str]]:
     headers = [("content-type", "application/json"), ("x-request-id", record.id)]
     if record.attempts:
         headers.append(("x-fleet-attempts", str(record.attempts)))
+    if isinstance(error, Unauthorized):
+        headers.append(("www-authenticate", "Bearer"))
     if error.retry_after_s is not None:
         headers.append(("retry-after", str(error.retry_after_s)))
     return headers

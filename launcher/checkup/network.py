@@ -15,6 +15,7 @@ from launcher.engines.tgi import IMAGE as TGI_IMAGE
 from launcher.gpu_host import process_name
 from launcher.placement import ReplicaSpec
 from launcher.router_process import running_routers
+from router.config import RouterConfig, is_loopback
 from router.config.words import count
 from router.errors import StartError
 
@@ -33,7 +34,14 @@ def _endpoint(subject: Subject) -> Iterator[Finding]:
         found = True
         yield warned(what, advice)
     if not found:
-        yield passed(f"only this machine reaches {subject.router.host}")
+        yield passed(_who_may_call(subject.router))
+
+
+def _who_may_call(router: RouterConfig) -> str:
+    if is_loopback(router.host):
+        return f"only this machine reaches {router.host}"
+    names = len({key.name for key in router.keys})
+    return f"{router.host} asks for a key, over TLS; {count(names, 'name')} may call"
 
 
 def _router_port(subject: Subject) -> Iterator[Finding]:

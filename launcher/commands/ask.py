@@ -5,11 +5,13 @@ goes to standard output, the numbers to standard error.
 """
 
 import asyncio
+import os
+import ssl
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +20,19 @@ import aiohttp
 
 from launcher import status
 from launcher.cluster import Cluster
+from router.config import RouterConfig
+from router.config.tls_files import client_context
 from router.errors import OperatorError
 
 REPLICA_HEADER = "x-fleet-replica"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What the endpoint wants of its clients; a replica, which is asked past it, nothing."""
+
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+    tls: ssl.SSLContext | None = None
 
 
 def run(
@@ -29,13 +41,15 @@ def run(
     *,
     replica_id: str | None = None,
     max_new_tokens: int = 100,
+    key_env: str = "FLEET_API_KEY",
     timeout_s: float = 600.0,
 ) -> int:
     cluster = Cluster.load(path)
     current = asyncio.run(status.read(cluster))
     url = _url(current, replica_id, cluster)
+    way = _way(cluster.config.router, key_env) if replica_id is None else Way()
     try:
-        return asyncio.run(_ask(url, prompt, replica_id, max_new_tokens, timeout_s))
+        return asyncio.run(_ask(url, way, prompt, replica_id, max_new_tokens, timeout_s))
     except (aiohttp.ClientConnectionError, ConnectionError) as exc:
         raise OperatorError(
             f"nothing answers at {url} ({exc}); start it with `{cluster.command('up')}` "
@@ -62,8 +76,19 @@ def _url(current: status.ClusterStatus, replica_id: str | None, cluster: Cluster
     return found.url
 
 
+def _way(router: RouterConfig, key_env: str) -> Way:
+    """As the config says. Raises OperatorError when there is no key to send, or no certificate."""
+    key = os.environ.get(key_env, "")
+    if router.keys and not key:
+        raise OperatorError(f"the endpoint asks for an API key; found none in {key_env}, set it")
+    return Way(
+        {"Authorization": f"Bearer {key}"} if router.keys else {},
+        client_context(router.tls) if router.tls else None,
+    )
+
+
 async def _ask(
-    url: str, prompt: str, replica_id: str | None, max_new_tokens: int, timeout_s: float
+    url: str, way: Way, prompt: str, replica_id: str | None, max_new_tokens: int, timeout_s: float
 ) -> int:
     from text_generation import AsyncClient
     from text_generation import errors as theirs
@@ -75,8 +100,8 @@ async def _ask(
         if isinstance(kind, type) and issubclass(kind, Exception)
     )
     tokens, begun_s = 0, time.monotonic()
-    with _reply_headers() as seen:
-        client = AsyncClient(url, timeout=int(timeout_s))
+    with _reply_headers(way.tls) as seen:
+        client = AsyncClient(url, headers=way.headers, timeout=int(timeout_s))
         try:
             stream: Any = client.generate_stream(prompt, max_new_tokens=max_new_tokens)
             async for event in stream:
@@ -93,8 +118,11 @@ async def _ask(
 
 
 @contextmanager
-def _reply_headers() -> Iterator[SimpleNamespace]:
-    """The reply's headers, which the client keeps to itself: its session is given a trace."""
+def _reply_headers(tls: ssl.SSLContext | None) -> Iterator[SimpleNamespace]:
+    """The reply's headers, which the client keeps to itself: its session is given a trace.
+
+    And the certificate to trust, which it cannot be told either.
+    """
     from text_generation import client as module
 
     seen = SimpleNamespace(headers={})
@@ -105,7 +133,14 @@ def _reply_headers() -> Iterator[SimpleNamespace]:
     trace = aiohttp.TraceConfig()
     trace.on_request_end.append(on_reply)
     original = module.ClientSession
-    module.ClientSession = partial(original, trace_configs=[trace])
+
+    def session(**options: Any) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
+        opened: aiohttp.ClientSession
+        opened = original(trace_configs=[trace], connector=connector, **options)
+        return opened
+
+    module.ClientSession = session
     try:
         yield seen
     finally:

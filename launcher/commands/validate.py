@@ -4,7 +4,6 @@ Prints and returns an exit code (0, or 2 with the problems on standard error). W
 but will hardly work here is a warning there, and still 0. Starts nothing and looks at no device.
 """
 
-import ipaddress
 import os
 import shutil
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.cluster import require_default
 from router.config.words import count
-from router.errors import ConfigError, OperatorError
+from router.errors import ConfigError, OperatorError, StartError
 
 if TYPE_CHECKING:
     from launcher.config import ClusterConfig, ModelConfig
@@ -79,7 +78,7 @@ def _router_lines(config: "RouterFile") -> Iterator[tuple[str, str]]:
 def _endpoint(router: "RouterConfig") -> str:
     host = f"[{router.host}]" if ":" in router.host else router.host
     port = router.port or "(a free port)"
-    return f"http://{host}:{port}, policy {router.policy}"
+    return f"{router.scheme}://{host}:{port}, policy {router.policy}"
 
 
 def _model(config: "ClusterConfig", model: "ModelConfig", written: Any) -> str:
@@ -158,16 +157,24 @@ def _missing_tokens(config: "ClusterConfig") -> Iterator[str]:
 
 
 def open_endpoint(router: "RouterConfig") -> Iterator[str]:
-    """The endpoint itself asks nobody for a key: who reaches it may use it."""
-    if not _is_loopback(router.host):
-        yield (
-            f"router.host: anybody who reaches {router.host} may use the endpoint, which asks for "
-            "no key; keep it behind a firewall or a proxy that does, or use 127.0.0.1"
-        )
+    """Without keys, who reaches the endpoint may use it; without TLS, others read what is said."""
+    from router.config import is_loopback
+    from router.config.tls_files import server_context
 
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
-        return host == "localhost"
+    if not is_loopback(router.host):
+        if not router.keys:
+            yield (
+                f"router.host: anybody who reaches {router.host} may use the endpoint, which asks "
+                "for no key; set router.keys (`launcher key NAME`), keep it behind a firewall or a "
+                "proxy that asks, or use 127.0.0.1"
+            )
+        elif router.tls is None:
+            yield (
+                f"router.keys: sent to {router.host} without TLS, keys can be read on the way; set "
+                "router.tls, or keep the endpoint behind a proxy that has it"
+            )
+    if router.tls is not None:
+        try:
+            server_context(router.tls)
+        except StartError as exc:
+            yield str(exc)

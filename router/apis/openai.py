@@ -18,6 +18,7 @@ IMAGE_PARTS = (
 """Parts of a message that are no text."""
 ERROR_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "invalid_request_error",
     413: "invalid_request_error",
     415: "invalid_request_error",

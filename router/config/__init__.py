@@ -3,6 +3,8 @@
 from router.config.models import (
     DialectName,
     HealthConfig,
+    KeyConfig,
+    LimitsConfig,
     Policy,
     QueueConfig,
     ReplicaConfig,
@@ -12,12 +14,16 @@ from router.config.models import (
     RouterFile,
     StrictModel,
     TimeoutConfig,
+    TlsConfig,
+    is_loopback,
 )
 from router.config.source import Source, load_model, read_source
 
 __all__ = [
     "DialectName",
     "HealthConfig",
+    "KeyConfig",
+    "LimitsConfig",
     "Policy",
     "QueueConfig",
     "ReplicaConfig",
@@ -28,6 +34,8 @@ __all__ = [
     "Source",
     "StrictModel",
     "TimeoutConfig",
+    "TlsConfig",
+    "is_loopback",
     "load_model",
     "read_source",
 ]

@@ -4,6 +4,8 @@
 alone (`router --config FILE`), and takes a cluster config as well, reading what concerns it.
 """
 
+import ipaddress
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -18,6 +20,8 @@ from pydantic import (
 )
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
+
+from router.config.mismatch import Mismatch, refuse
 
 Policy = Literal["least_tokens", "least_requests", "round_robin", "power_of_two", "prefix_affinity"]
 DialectName = Literal["tgi", "openai"]
@@ -191,6 +195,83 @@ class AdminConfig(StrictModel):
         return self
 
 
+class KeyConfig(StrictModel):
+    """Who holds the key with this hash, and what it may do. Keys of one name share their limits."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
+        description="Whose it is: stands in the log and the metrics. Keys may share a name while "
+        "one takes the place of the other.",
+    )
+    hash: str = Field(
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        repr=False,
+        description="SHA-256 of the key; `launcher key NAME` makes a key and prints its hash.",
+    )
+    tenant: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$",
+        description="On whose account its calls wait in the queue; default: its name.",
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Calls a minute, a minute's worth at once at most; default: any."
+    )
+    tokens_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens a minute, prompt and answer, a minute's worth at once at most. Counted "
+        "by estimate when a call comes, by what the engine reports when it ends; default: any.",
+    )
+    max_concurrent: int | None = Field(None, ge=1, description="Calls at a time; default: any.")
+    models: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Models it may use, by the names that /v1/models shows; default: all. It sees "
+        "no others. TGI's adapters count as their model.",
+    )
+
+
+class TlsConfig(StrictModel):
+    """HTTPS on the public port, TLS 1.2 and newer, instead of plain HTTP."""
+
+    certificate: str = Field(
+        description="File with the certificate, PEM, and those that lead to its authority behind "
+        "it. An absolute path."
+    )
+    key: str = Field(
+        repr=False, description="File with its private key, PEM, not encrypted. An absolute path."
+    )
+
+    @field_validator("certificate", "key")
+    @classmethod
+    def a_path(cls, value: str) -> str:
+        if not value.startswith("/") or "\n" in value:
+            raise ValueError("the absolute path of a PEM file")
+        return value
+
+
+class LimitsConfig(StrictModel):
+    """What one client may cost before its call is even read; see also max_body_bytes and
+    timeouts.body_s, timeouts.idle_s."""
+
+    head_bytes: int = Field(
+        65_536, ge=1024, description="Largest request head, in bytes; larger ones get 431."
+    )
+    head_fields: int = Field(128, ge=8, description="Most fields of a request head.")
+    head_s: Seconds = Field(
+        10.0,
+        description="Sending a whole request head once it has begun, and the TLS handshake, in "
+        "seconds.",
+    )
+    connections: int = Field(65_536, ge=1, description="Connections at a time, of all clients.")
+    connections_per_client: int = Field(
+        16_384,
+        ge=1,
+        description="Connections at a time from one address (IPv6: one /64). Behind a proxy all "
+        "clients have the proxy's.",
+    )
+
+
 class RouterConfig(StrictModel):
     """The endpoint: where it listens, how it chooses, what it refuses."""
 
@@ -203,6 +284,14 @@ class RouterConfig(StrictModel):
     retries: RetryConfig = RetryConfig()
     resume: ResumeConfig = ResumeConfig()
     admin: AdminConfig = AdminConfig()
+    limits: LimitsConfig = LimitsConfig()
+    tls: TlsConfig | None = Field(
+        None, description="HTTPS on the public port; default: plain HTTP."
+    )
+    keys: list[KeyConfig] = Field(
+        default=[],
+        description="Who may call. Without any, everybody who reaches the endpoint may.",
+    )
     max_body_bytes: int = Field(
         32 * 1024**2, ge=1024, description="Largest request body, in bytes; larger ones get 413."
     )
@@ -212,9 +301,35 @@ class RouterConfig(StrictModel):
     log_calls: bool = Field(True, description="One JSON line per finished call on standard output.")
     engine_api_key: str | None = Field(
         None,
+        pattern=r"^[\x21-\x7e]*$",
         repr=False,
         description="Sent to replicas as a bearer token. Write ${NAME} to keep it out of the file.",
     )
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self.tls else "http"
+
+    @field_validator("keys")
+    @classmethod
+    def each_key_once(cls, keys: list[KeyConfig]) -> list[KeyConfig]:
+        """A hash belongs to one name, and what a name may do is said once, or alike."""
+        refuse(_key_mismatches(keys))
+        return keys
+
+
+def _key_mismatches(keys: list[KeyConfig]) -> Iterator[Mismatch]:
+    hashes: dict[str, int] = {}
+    owners: dict[str, tuple[int, KeyConfig]] = {}
+    for position, key in enumerate(keys):
+        if (first := hashes.setdefault(key.hash, position)) != position:
+            found = f"the hash of keys[{first}] again"
+            yield Mismatch((position, "hash"), found, "each key once")
+        other, owner = owners.setdefault(key.name, (position, key))
+        for field in KeyConfig.model_fields:
+            if field != "hash" and getattr(key, field) != getattr(owner, field):
+                expected = f"what keys[{other}] of the same name says"
+                yield Mismatch((position, field), str(getattr(key, field)), expected)
 
 
 class ReplicaConfig(ShorthandModel):
@@ -256,6 +371,14 @@ class RouterFile(StrictModel):
     models: Any = Field(None, description="Read by the launcher only.")
     engine: Any = Field(None, description="Read by the launcher only.")
     runtime: Any = Field(None, description="Read by the launcher only.")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; other names than localhost may be anybody's."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def parse_base_url(url: str) -> str:

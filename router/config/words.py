@@ -14,7 +14,8 @@ from typing import Any
 from router.config.mismatch import Path
 
 _MAX_SHOWN = 60
-_SECRET = re.compile(r"(?:^|[_-])(?:key|token|secret|password)$", re.IGNORECASE)
+_SECRET = re.compile(r"(?:^|[_-])(?:keys?|hash|token|secret|password)$", re.IGNORECASE)
+"""`keys` and `hash` as well: somebody may write a key itself there."""
 
 
 def dotted(path: Path) -> str:
@@ -78,7 +79,8 @@ def _kind(value: Any) -> str:
 
 def is_secret(path: Path) -> bool:
     """Whether a value at this path may be a credential, so that messages must not show it."""
-    return bool(path) and ("env" in path[:-1] or bool(_SECRET.search(str(path[-1]))))
+    name = next((part for part in reversed(path) if isinstance(part, str)), "")
+    return "env" in path[:-1] or bool(_SECRET.search(name))
 
 
 def count(number: int, singular: str, plural: str | None = None) -> str:

@@ -106,7 +106,7 @@ async def test_a_stream_over_a_hand_over_is_finished_or_told_at_the_drain_bound(
     fleet.config["router"]["timeouts"]["drain_s"] = 4
     fleet.write()
     before = await asyncio.to_thread(fleet.up)
-    asks = [loads.ask_for("generate_stream", "a river", tokens) for tokens in (60, 400)]
+    asks = [loads.ask_for("generate_stream", "a river", tokens) for tokens in (60, 3000)]
     load = loads.Load(before["endpoint"], iter(asks), clients=2)
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         running = group.create_task(load.run())

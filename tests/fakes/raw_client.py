@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import ssl
 import struct
 from dataclasses import dataclass
 
@@ -35,7 +36,9 @@ class RawClient:
         self._reader, self._writer = reader, writer
 
     @classmethod
-    async def connect(cls, port: int, *, receive_buffer: int | None = None) -> "RawClient":
+    async def connect(
+        cls, port: int, *, receive_buffer: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> "RawClient":
         """A small receive buffer makes a slow reader slow at once."""
         sock = socket.socket()
         if receive_buffer is not None:
@@ -47,7 +50,10 @@ class RawClient:
             sock.close()
             raise
         limit = 2**16 if receive_buffer is None else 2**10
-        return cls(*await asyncio.open_connection(sock=sock, limit=limit))
+        name = None if tls is None else "localhost"
+        return cls(
+            *await asyncio.open_connection(sock=sock, limit=limit, ssl=tls, server_hostname=name)
+        )
 
     def write(self, data: bytes) -> None:
         self._writer.write(data)

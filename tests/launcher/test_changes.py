@@ -163,7 +163,11 @@ def test_no_line_shows_a_secret():
         return config(
             [{"id": "m", "replicas": count}],
             engine={"env": {"HF_TOKEN": secret, "PLAIN": secret}},
-            router={"engine_api_key": secret, "admin": {"port": 1, "token": secret}},
+            router={
+                "engine_api_key": secret,
+                "admin": {"port": 1, "token": secret},
+                "keys": [{"name": "a", "hash": f"sha256:{len(secret):x}{'e' * 62}"}],
+            },
         )
 
     for before, after in (("first-" + SECRET, SECRET), (SECRET, "other-" + SECRET)):
@@ -177,6 +181,8 @@ def test_no_line_shows_a_secret():
         assert shown[0] == "~ replica-0: env: HF_TOKEN, PLAIN changed"
         assert "admin.token: changed (not shown)" in shown[-1]
         assert "engine_api_key: changed (not shown)" in shown[-1]
+        assert "keys: changed (not shown)" in shown[-1]
+        assert "eeee" not in shown[-1]
 
 
 def test_a_secret_that_is_a_flag_is_not_shown(make_spec):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from launcher.checkup import CHECKS, limits, network, shared_memory
 from launcher.checkup.base import Finding, Verdict
@@ -265,3 +266,16 @@ def test_few_threads_are_warned_of(
 @pytest.mark.parametrize(("host", "verdict"), [("0.0.0.0", "warn"), ("127.0.0.1", "pass")])
 def test_who_reaches_the_endpoint(load: Callable[..., Subject], host: str, verdict: str) -> None:
     assert only(load(router=f"port: 0, host: {host}"), "endpoint").verdict == verdict
+
+
+def test_an_endpoint_with_keys_and_tls_may_be_reached(load, tmp_path) -> None:
+    issued = trustme.CA().issue_cert("localhost")
+    pem = tmp_path / "both.pem"
+    issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    keys = f"keys: [{{name: a, hash: 'sha256:{'0' * 64}'}}]"
+    router = f"port: 0, host: 0.0.0.0, {keys}, tls: {{certificate: {pem}, key: {pem}}}"
+    finding = only(load(router=router), "endpoint")
+    assert (finding.verdict, finding.found) == (
+        "pass",
+        "0.0.0.0 asks for a key, over TLS; 1 name may call",
+    )

@@ -1,12 +1,14 @@
 """What HEALTHCHECK asks finds by itself what a container is for, and says whether that serves."""
 
 import http.server
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
+import trustme
 
 from launcher import healthcheck
 
@@ -133,3 +135,35 @@ def test_it_is_quick_to_start() -> None:
     code = "import sys, launcher.healthcheck; print('\\n'.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {"aiohttp", "pydantic", "typer", "asyncio"} & set(done.stdout.split()) == set()
+
+
+def test_a_router_with_tls_is_asked_over_tls(start, tmp_path) -> None:
+    issued = trustme.CA().issue_cert("localhost")
+    pem = tmp_path / "server.pem"
+    issued.private_key_and_cert_chain_pem.write_to_path(str(pem))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+
+    class Well(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    class Server(http.server.HTTPServer):
+        def handle_error(self, *args: object) -> None:  # plain HTTP is no TLS
+            pass
+
+    with Server(("127.0.0.1", 0), Well) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        try:
+            found, line = healthcheck._health(*server.server_address[:2])
+        finally:
+            server.shutdown()
+            serving.join()
+    assert found, line
+    assert line.startswith("https://127.0.0.1:")

@@ -53,6 +53,8 @@ def test_a_record_comes_back_as_it_was_written(cluster) -> None:
     replica = ReplicaStatus("replica-0", "m", Phase.LOADING, "http://x:1", 2, 3, "3/1/b", 4)
     written = write(cluster, replica, router=RouterStatus(Phase.READY, 5), launcher_pid=6)
     assert status.recorded(cluster) == written
+    written = write(cluster, replica, notes=("a", "b"), curl_options=("-k", "-v"))
+    assert status.recorded(cluster) == written
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,22 @@ def test_an_endpoint_that_others_reach_is_a_warning(check, host: str, warns: int
         code, _, err = check(f"router: {{host: '{host}'}}\n{rest}")
         assert code == 0
         assert len([line for line in err if line.startswith("warning: router.host")]) == warns
+
+
+KEYS = f"keys: [{{name: a, hash: 'sha256:{'0' * 64}'}}]"
+
+
+def test_with_keys_it_is_none_but_keys_without_tls_are_one(check) -> None:
+    _, _, err = check(f"router: {{host: 0.0.0.0, {KEYS}}}\nmodels: [m]")
+    [warning] = [line for line in err if line.startswith("warning: router.")]
+    assert warning.startswith("warning: router.keys: sent to 0.0.0.0 without TLS")
+    assert check(f"router: {{{KEYS}}}\nmodels: [m]")[2] == []
+
+
+def test_a_certificate_that_cannot_be_used_is_a_warning(check) -> None:
+    tls = "tls: {certificate: /nowhere/a.pem, key: /nowhere/b.pem}"
+    code, out, err = check(f"router: {{{tls}, {KEYS}, host: 0.0.0.0}}\nmodels: [m]")
+    assert code == 0
+    assert any("https://0.0.0.0:8080" in line for line in out)
+    [warning] = err
+    assert warning.startswith("warning: router.tls.certificate: /nowhere/a.pem: found a file that")

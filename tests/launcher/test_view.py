@@ -12,7 +12,9 @@ from rich.console import Console
 from launcher import view
 from launcher.cluster import command_line
 from launcher.instance import Phase
+from launcher.reporter import _curl_options
 from launcher.status import ClusterStatus, ReplicaStatus, RouterStatus, overlay
+from router.config import RouterConfig
 
 READY = ReplicaStatus("replica-0", "m", Phase.READY, "http://127.0.0.1:31000", pid=7, ref="7/1/b")
 LOADING = ReplicaStatus("replica-1", "m", Phase.LOADING, pid=8, progress="downloading [1/2]")
@@ -59,6 +61,18 @@ def test_the_first_request_can_be_pasted(dialect, path, prompt) -> None:
     argv = shlex.split("\n".join(lines).replace("\\\n", ""))
     assert argv[:2] == ["curl", f"http://127.0.0.1:8080{path}"]
     assert json.loads(argv[-1])[prompt]
+
+
+def test_the_first_request_says_what_the_endpoint_asks_for_and_shows_no_key() -> None:
+    config = {"tls": {"certificate": "/a b/c.pem", "key": "/k.pem"}}
+    config["keys"] = [{"name": "a", "hash": f"sha256:{'0' * 64}"}]
+    options = _curl_options(RouterConfig.model_validate(config))
+    lines = view.example(replace(status(READY), curl_options=options))[1:]
+    assert shlex.split("\n".join(lines).replace("\\\n", ""))[2:6] == [
+        *("-H", "Authorization: Bearer $FLEET_API_KEY"),
+        *("--cacert", "/a b/c.pem"),
+    ]
+    assert _curl_options(RouterConfig()) == ()
 
 
 def test_containers_are_shown_by_their_id() -> None:

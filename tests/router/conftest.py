@@ -160,6 +160,18 @@ def tgi():
 
 
 @pytest.fixture
+def raw_client():
+    """The client that shows every byte."""
+    return load_fake("raw_client").RawClient
+
+
+@pytest.fixture
+def authority(tmp_path):
+    """An authority whose certificates are files, and that clients can trust."""
+    return load_fake("certificates").Authority(tmp_path)
+
+
+@pytest.fixture
 def faults():
     """The module of the fault proxy."""
     return load_fake("fault_proxy")

@@ -9,8 +9,10 @@ import inspect
 from importlib import metadata
 
 import aiohttp
+import attr
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http import RawRequestMessage
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from router.http_client import Sent
 
@@ -29,6 +31,13 @@ def test_the_names_that_are_used_exist():
     assert "handler_cancellation" in inspect.signature(web.Server.__init__).parameters
     for name in ("protocol", "transport", "version", "keep_alive", "content"):
         assert hasattr(web.BaseRequest, name), name
+
+
+def test_the_names_by_which_a_head_is_refused_exist():
+    """`EdgeProtocol` puts a refusal where the parser puts a request."""
+    assert {"_messages", "_waiter", "_request_count"} <= set(RequestHandler.__slots__)
+    assert [field.name for field in attr.fields(_ErrInfo)] == ["status", "exc", "message"]
+    assert {"raw_headers", "path"} <= set(dir(RawRequestMessage))
 
 
 class Edge:

@@ -1,6 +1,7 @@
 """The `router` command as a process: what it refuses, and on which socket it serves."""
 
 import asyncio
+import hashlib
 import json
 import os
 import re
@@ -34,7 +35,7 @@ class Router:
         """Once it says so."""
         said = b""
         async with asyncio.timeout(30):
-            while not (found := re.search(rb"serving on http://[^:]+:(\d+)", said)):
+            while not (found := re.search(rb"serving on https?://[^:]+:(\d+)", said)):
                 line = await self.process.stderr.readline()
                 assert line, said
                 said += line
@@ -360,3 +361,46 @@ async def test_the_open_file_limit_is_raised(router, replica):
     )
     assert resource.prlimit(process.process.pid, resource.RLIMIT_NOFILE)[0] == wanted
     await process.stopped()
+
+
+# ---- keys and TLS ----
+
+
+async def test_https_and_keys_of_a_config_hold_for_the_router_alone(
+    router, replica, raw_client, authority, tmp_path
+):
+    digest = hashlib.sha256(b"secret").hexdigest()
+    section = {"port": 0, "tls": authority.files(), "keys": [{"name": "a", "hash": "sha256:"}]}
+    section["keys"][0]["hash"] += digest
+    config = tmp_path / "router.json"  # JSON is YAML
+    config.write_text(json.dumps({"router": section, "replicas": [replica.url]}))
+    running = await router("--config", str(config))
+    for fields, status in (([], 401), (["x-api-key: secret"], 200)):
+        client = await raw_client.connect(running.port, tls=authority.client)
+        client.post("/generate", GENERATE, *fields)
+        assert (await client.reply()).status == status
+        client.leave()
+    assert (await running.stopped())[0] == 0
+
+
+def test_a_certificate_that_is_not_there_ends_it(tmp_path):
+    tls = {"certificate": "/nowhere/cert.pem", "key": "/nowhere/key.pem"}
+    config = tmp_path / "router.json"
+    config.write_text(json.dumps({"router": {"tls": tls}, "replicas": ["http://127.0.0.1:9"]}))
+    code, said = refused("--config", str(config), "--port", "0")
+    assert code == 1
+    assert "router.tls.certificate: /nowhere/cert.pem: found a file that cannot be read" in said
+
+
+@pytest.mark.parametrize(("host", "is_told"), [("0.0.0.0", True), ("127.0.0.1", False)])
+async def test_who_is_open_to_a_network_without_keys_is_told_so(
+    router, replica, raw_client, host, is_told
+):
+    running = await router("--replica", replica.url, "--host", host, "--port", "0")
+    client = await raw_client.connect(running.port)
+    client.ask("GET", "/health", "Connection: close")
+    await client.reply()
+    client.leave()
+    code, _, said = await running.stopped()
+    assert code == 0
+    assert ("router.keys is empty" in said) is is_told

@@ -5,18 +5,21 @@ from pydantic import ValidationError
 
 from router.config import (
     HealthConfig,
+    KeyConfig,
+    LimitsConfig,
     QueueConfig,
     ReplicaConfig,
     RetryConfig,
     RouterConfig,
     RouterFile,
     TimeoutConfig,
+    TlsConfig,
 )
 from router.config.models import AdminConfig
 
 MODELS = [
     *(RouterConfig, QueueConfig, TimeoutConfig, HealthConfig, RetryConfig, AdminConfig),
-    *(ReplicaConfig, RouterFile),
+    *(ReplicaConfig, RouterFile, KeyConfig, LimitsConfig, TlsConfig),
 ]
 
 

@@ -43,6 +43,43 @@ def problems(load):
     return problems
 
 
+HASH = "sha256:" + "a" * 64
+OTHER_HASH = "sha256:" + "b" * 64
+
+WRONG_KEYS = [
+    (f"[{{name: a, hash: '{HASH}'}}, {{name: b, hash: '{HASH}'}}]",
+     "router.keys[1].hash: found the hash of keys[0] again, expected each key once"),
+    (f"[{{name: a, hash: '{HASH}'}}, {{name: a, hash: '{OTHER_HASH}', max_concurrent: 2}}]",
+     "router.keys[1].max_concurrent: found 2, expected what keys[0] of the same name says"),
+    ("[{name: a, hash: sk-hunter2}]",
+     "router.keys[0].hash: found a text (not shown), "
+     "expected a text of the form ^sha256:[0-9a-f]{64}$"),
+    ("[{name: a, hash: sk-hunter2, hush: 1}]",
+     "router.keys[0].hash: found a text (not shown), "
+     "expected a text of the form ^sha256:[0-9a-f]{64}$"),
+    ("[sk-hunter2]",
+     "router.keys[0]: found a text (not shown), expected a mapping (key: value lines)"),
+    ("sk-hunter2", "router.keys: found a text (not shown), expected a list"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "expected"), WRONG_KEYS)
+def test_what_is_wrong_with_a_key_is_told_without_the_key(problems, keys, expected):
+    found = problems(f"router:\n  keys: {keys}\n")
+    assert f"f.yaml:2: {expected}" in found
+    assert "hunter2" not in "\n".join(found)
+
+
+def test_a_private_key_in_the_place_of_its_file_is_not_shown(problems):
+    text = "router:\n  tls: {certificate: cert.pem, key: '-----BEGIN hunter2-----'}\n"
+    assert problems(text) == [
+        'f.yaml:2: router.tls.certificate: found a text "cert.pem", '
+        "expected the absolute path of a PEM file",
+        "f.yaml:2: router.tls.key: found a text (not shown), "
+        "expected the absolute path of a PEM file",
+    ]
+
+
 ROUTER_KEYS = ", ".join(RouterConfig.model_fields)
 
 WRONG_VALUES = [

@@ -37,6 +37,8 @@ TABLE = {
     "ReplicaLost": (502, "incomplete_generation", Retry.SAFE, True),
     "PoisonCall": (422, "validation", Retry.NEVER, False),
     "Unauthorized": (401, None, Retry.NEVER, False),
+    "Forbidden": (403, None, Retry.NEVER, False),
+    "RateLimited": (429, "rate_limited", Retry.NEVER, False),
 }
 CLASSES = [
     one
