@@ -12,7 +12,7 @@ from launcher.simulator.parameters import Parameters
 from launcher.simulator.replies import generation_reply
 from launcher.simulator.request_body import flag_field
 from launcher.simulator.routes.context import body_of, service_of
-from launcher.simulator.routes.openai_fields import require_model, shared_parameters
+from launcher.simulator.routes.openai_fields import optional, require_model, shared_parameters
 from launcher.simulator.service import Service
 from launcher.simulator.wire_openai import CompletionStream, completion_body
 
@@ -70,4 +70,4 @@ def _prompts(body: dict[str, Any], era: Era) -> list[str]:
 def _parameters(body: dict[str, Any], era: Era) -> Parameters:
     # Before 2.1 completions had no `stop`: serde skips fields it does not know.
     known = body if era.completion_stop else {**body, "stop": None}
-    return shared_parameters(known, era, repetition_penalty=known.get("repetition_penalty"))
+    return shared_parameters(known, era, repetition_penalty=optional(known, "repetition_penalty"))

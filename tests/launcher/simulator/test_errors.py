@@ -134,6 +134,16 @@ async def test_http_layer_rejections_are_plain_text(simulator, path, data, kind,
     assert body.decode().startswith(text)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"repetition_penalty": [None]}, {"temperature": {}}, {"stop": 1}, {"seed": "a"}]
+)
+async def test_completions_with_a_field_of_a_wrong_type_are_422(simulator, wrong):
+    async with simulator() as sim:
+        status, body, _ = await sim.post("/v1/completions", {"prompt": "a", **wrong})
+    assert status == 422
+    assert body.decode().startswith("Failed to deserialize")
+
+
 async def test_payload_limit_by_version(simulator):
     body = {"inputs": "a" * 2_050_000, "parameters": {"truncate": 1, "max_new_tokens": 1}}
     async with simulator("--version", "2.2.0") as sim:
