@@ -384,7 +384,7 @@ USED = [
     (Outcome.ABANDONED, Report(generated_tokens=0), True, 10),
     (Outcome.ABANDONED, Report(), False, 10 + 100),
     (Outcome.FAILED, Report(), False, 0),
-    (Outcome.FAILED, Report(generated_tokens=6), True, 10 + 6),
+    (Outcome.FAILED, Report(generated_tokens=6), True, 6),
     (Outcome.SHED, Report(), False, 0),
 ]
 
