@@ -397,7 +397,8 @@ async def test_a_tenant_pays_for_what_it_got(world, outcome, report, stream, tok
     assert lease.account.counter == 210.0
     one.end(lease, outcome, report)
     assert one.seen.used_tokens["x"] == tokens
-    generated = tokens - (report.prompt_tokens or 10) if tokens else 0
+    prompt = 0 if outcome is Outcome.FAILED else report.prompt_tokens or 10
+    generated = tokens - prompt if tokens else 0
     assert lease.account.counter == tokens + generated
 
 
