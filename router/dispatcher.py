@@ -392,7 +392,7 @@ def _used_tokens(lease: Lease, outcome: Outcome, report: Report) -> tuple[int, i
     """
     cost, ask = lease.cost, lease.call.ask
     generated = report.generated_tokens
-    if outcome in (Outcome.UNUSED, Outcome.SHED) or (outcome is Outcome.FAILED and not generated):
+    if outcome in (Outcome.UNUSED, Outcome.SHED, Outcome.OUTRUN):
         return 0, 0
     if outcome is Outcome.FAILED:
         return 0, generated or 0

@@ -15,6 +15,7 @@ class Outcome(Enum):
     FAILED = "failed"
     SHED = "shed"  # the replica said it is full
     ABANDONED = "abandoned"  # the client left, or its deadline passed
+    OUTRUN = "outrun"  # another replica, asked as well, answered first
     UNUSED = "unused"  # it came too late: no attempt was made
 
 

@@ -230,11 +230,15 @@ class Proxy:
             own.cancel()
             second.cancel()
             await asyncio.wait((own, second))
-            losers = {first} if winner is not None else set()
-            if not second.cancelled() and isinstance(rival := second.result(), Started):
-                losers.add(rival)
-            for loser in losers - {winner}:
-                self._end(service, loser.lease, loser, Outcome.ABANDONED)
+            rival = None if second.cancelled() else second.result()
+            if isinstance(rival, Started) and rival is not winner:
+                self._end(service, rival.lease, rival, Outcome.OUTRUN)
+            if winner is not None and winner is not first:
+                failure = None if own.cancelled() else own.result()
+                outcome = Outcome.OUTRUN
+                if isinstance(failure, RouterError):
+                    outcome = self._failed(service, first.lease, failure)
+                self._end(service, first.lease, first, outcome)
 
     def _may_hedge(self, service: Service, silent: Replica) -> bool:
         pool = service.dispatcher.pool
@@ -260,7 +264,7 @@ class Proxy:
             self._judge(service.call, started)
             return started
         except BaseException as error:
-            outcome = Outcome.ABANDONED
+            outcome = Outcome.OUTRUN
             if isinstance(error, RouterError):
                 outcome = self._failed(service, lease, error)
                 service.record.hedge_failed(self._clock(), lease.replica.id, error)
@@ -276,7 +280,8 @@ class Proxy:
         if started is not None:
             started.exchange.close()
         dispatcher = service.dispatcher
-        if outcome is Outcome.ABANDONED:
+        is_cut = started is None or not started.exchange.is_done
+        if is_cut and outcome in (Outcome.ABANDONED, Outcome.OUTRUN):
             left_s = dispatcher.service_s - (self._clock() - lease.granted_s)
             share = max(1, lease.replica.load.requests)
             self._metrics.saved(dispatcher.pool.model, max(0.0, left_s) / share)

@@ -70,6 +70,7 @@ async def test_the_first_may_still_be_the_one_that_answers(hung, wire):
     async with asyncio.timeout(5):
         await other.requests[0].gone.wait()
     assert outcomes(rig) == {"won": 0, "kept": 1}
+    assert rig.metric("attempts_total", replica=other.name, outcome="outrun") == 1
 
 
 async def test_a_first_that_dies_meanwhile_leaves_it_to_the_second(hung, wire):
@@ -83,6 +84,7 @@ async def test_a_first_that_dies_meanwhile_leaves_it_to_the_second(hung, wire):
         await silent.requests[0].gone.wait()
     last.set()
     assert (await client.reply()).body == wire.generated("second")
+    assert (rig[silent.name].failed, rig[other.name].served) == (1, 1)
 
 
 async def test_a_second_that_fails_leaves_it_to_the_first(hung, wire, until):
