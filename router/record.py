@@ -1,5 +1,6 @@
 """What one call has come to. Its log line and its metrics are made of this, once per call."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,13 @@ from router.story import FAILED, HEDGE_FAILED, QUEUED, SENT, Step, tries
 MAX_STEPS = 64
 """More than that is the same over and over; what stands in the middle is left out."""
 MAX_MESSAGE_CHARS = 300
+
+MAX_REFUSAL_CHARS = 300
+DATA = re.compile(r"[\[{]|input_value=")
+"""Where an engine's message goes over to values of the request: vLLM and llama-server append them
+as Python's or JSON's, pydantic as its own."""
+QUOTED = re.compile(r"""(?<![\w`])(["'])(?:.*\1|.*)""", re.DOTALL)
+"""Values inside a sentence, as serde has them, to the last such quote; an apostrophe is none."""
 
 
 @dataclass(eq=False, slots=True)
@@ -101,10 +109,11 @@ class Record:
 
 
 def _said(error: RouterError | None) -> str | None:
-    """What an engine refused is told to its client only: some repeat the whole request in it."""
-    if isinstance(error, UpstreamRefusal):
-        return f"the replica refused it ({error.status})"
-    return error.message if error else None
+    """An engine's refusal in its own words, without what it quotes: that may be the prompt."""
+    if not isinstance(error, UpstreamRefusal):
+        return error.message if error else None
+    words = DATA.split(error.message, maxsplit=1)[0][:MAX_REFUSAL_CHARS]
+    return QUOTED.sub("(not shown)", words).strip(" :;,")
 
 
 def _ms(seconds: float | None) -> float | None:

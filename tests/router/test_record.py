@@ -305,3 +305,35 @@ async def test_a_bug_after_the_whole_reply_adds_no_byte_to_it(
     line = await only_line(rig, until, path, 200)
     assert line["id"] in line["error"]
     assert [record for record in caplog.records if record.exc_info]
+
+
+# ---- what an engine says of a call it refuses ----
+
+WORDS = {
+    "Input validation error: `top_p` must be > 0.0": None,
+    "This model's maximum context length is 4096 tokens, and you've asked for 5000": None,
+    "1 validation error: [{'type': 'missing', 'loc': ('body', 'messages'), 'input': "
+    "{'prompt': 'hunter2'}}]": "1 validation error",
+    'Failed to parse messages: x; messages = [{"role": "user", "content": "hunter2"}]': (
+        "Failed to parse messages: x; messages ="
+    ),
+    "Input should be a list input_value='hunter2', input_type=str": "Input should be a list",
+    'inputs: invalid type: string "hunter2 and so on", expected u32 at line 1': (
+        "inputs: invalid type: string (not shown), expected u32 at line 1"
+    ),
+    "the value 'hunter2, isn't it' is wrong": "the value (not shown) is wrong",
+    'an open "hunter2 quote': "an open (not shown)",
+    "x" * 1000: "x" * 300,
+}
+
+
+@pytest.mark.parametrize("said", WORDS)
+async def test_a_refusal_is_logged_without_what_it_quotes_and_told_whole(app, wire, said):
+    rig = await app()
+    refusal = wire.error(said, "validation")
+    rig.replicas[0].say(wire.reply(refusal, "422 Unprocessable Entity"))
+    reply = await rig.post("/generate", GENERATE)
+    assert reply.body == refusal
+    line = await rig.line()
+    assert line["error"] == (WORDS[said] or said)
+    assert "hunter2" not in rig.out.getvalue().decode()
