@@ -102,7 +102,7 @@ class Dispatcher:
             self.pool.ask_all()
         self.pump()
         is_waiting_still = not is_retry or attempts.was_shed
-        deadline_s = call.deadline_s - self._door.least_service_s(ticket)
+        deadline_s = call.deadline_s
         if is_waiting_still:
             deadline_s = min(deadline_s, call.queue_deadline_s)
         return await self._granted(ticket, deadline_s)
@@ -272,6 +272,9 @@ class Dispatcher:
         self.queue.take(ticket)
         if ticket.grant.done():  # it stopped waiting and has not run yet
             return
+        if self._door.is_in_vain(ticket):
+            ticket.grant.set_exception(self._door.timed_out(ticket))
+            return
         waited_s = self._clock() - ticket.enqueued_s
         lease = self._lease(replica, ticket.call, ticket.cost, ticket.account, waited_s)
         lease.alone = replica.alone = ticket.alone
@@ -313,12 +316,13 @@ class Dispatcher:
             if lease.call.ask.stream:
                 replica.pace.gave_up(lease, now_s, now_s - lease.granted_s)
         service_s = now_s - lease.granted_s
-        if outcome in (Outcome.DONE, Outcome.ABANDONED):
-            self._work.worked(lease.tokens, lease.cost.expected_tokens, service_s)
-        if outcome is not Outcome.DONE:
+        is_whole, expected_tokens = outcome is Outcome.DONE, lease.cost.expected_tokens
+        if is_whole or outcome is Outcome.ABANDONED:
+            self._work.worked(lease.tokens, expected_tokens, service_s, is_whole=is_whole)
+        if not is_whole:
             return
         replica.served += 1
-        self._work.served(lease.cost.expected_tokens, service_s)
+        self._work.served(expected_tokens, service_s)
         self._service_s += 0.1 * (service_s - self._service_s)
         replica.room.answered(report.engine_wait_s, replica.load, self._service_s, now_s)
         self._learn_sizes(lease, report)

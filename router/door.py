@@ -30,6 +30,8 @@ SERVICE_MARGIN = 1.25
 """Time kept for a call's service, over what such calls usually take: they are not all alike."""
 WAIT_SLACK = 1.1
 """By this factor a wait may come out longer than estimated before the service's time is cut."""
+VAIN_SHARE = 0.9
+"""Of the time such calls usually take: with less time left, hardly any would be done."""
 MAX_SERVICE_SHARE = 0.9
 MAX_GUESSED_SHARE = 0.5
 """Of the time a call has; a length that the client has not told shall not forbid a short wait."""
@@ -83,9 +85,17 @@ class Door:
         for other in giving_way:
             self._give_way(other)
 
-    def least_service_s(self, ticket: Ticket) -> float:
-        """With less time left than this, a replica would work on the call in vain."""
-        return self._work.least_service_s(ticket.cost.expected_tokens)
+    def is_in_vain(self, ticket: Ticket) -> bool:
+        """Whether a replica would work on the call until its deadline, for nothing.
+
+        Where the client told no length, the answer may be short: then only what no call takes less
+        than counts.
+        """
+        expected_tokens = ticket.cost.expected_tokens
+        needed_s = self._work.least_service_s(expected_tokens)
+        if isinstance(ticket.call.ask.new_tokens, int):
+            needed_s = max(needed_s, VAIN_SHARE * self._work.service_s(expected_tokens))
+        return self._clock() + needed_s > ticket.call.deadline_s
 
     def timed_out(self, ticket: Ticket) -> RouterError:
         call, now_s = ticket.call, self._clock()

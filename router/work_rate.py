@@ -36,14 +36,21 @@ class WorkRate:
         """And has left it again, however."""
         self._in_flight_tokens = max(0.0, self._in_flight_tokens - tokens)
 
-    def worked(self, tokens: float, expected_tokens: int, service_s: float) -> None:
-        """A call that ended had kept its replica busy for so long: it was served, or given up."""
+    def worked(
+        self, tokens: float, expected_tokens: int, service_s: float, *, is_whole: bool
+    ) -> None:
+        """A call that ended had kept its replica busy for so long: it was served, or given up.
+
+        One that was given up would have taken longer. Counted as it is, calls that end at their
+        deadline would make service look quick, and so bring about more of their kind.
+        """
         self.calls += 1
         weight = max(WEIGHT, 1.0 / self.calls)
         self._tokens += weight * (tokens - self._tokens)
         self._token_seconds += weight * (tokens * service_s - self._token_seconds)
         self._expected_tokens += weight * (expected_tokens - self._expected_tokens)
-        self._service_s += weight * (service_s - self._service_s)
+        whole_s = service_s if is_whole else max(service_s, self.service_s(expected_tokens))
+        self._service_s += weight * (whole_s - self._service_s)
 
     def served(self, expected_tokens: int, service_s: float) -> None:
         s_per_token = service_s / max(1, expected_tokens)

@@ -13,7 +13,7 @@ def seen(*calls, in_flight=0.0):
     for tokens, service_s in calls:
         work.began(tokens)
         work.ended(tokens)
-        work.worked(tokens, tokens, service_s)
+        work.worked(tokens, tokens, service_s, is_whole=True)
         work.served(tokens, service_s)
     work.began(in_flight)
     return work
@@ -71,3 +71,15 @@ def test_the_least_is_that_of_the_quickest_seen_lately():
 def test_a_long_call_is_not_expected_to_take_many_times_a_short_one_s_time_at_least():
     """What was seen may be a fixed cost: tiny calls of 0.1 s, and then one of 1,000 tokens."""
     assert seen(*[(1, 0.1)] * 50).least_service_s(1000) < 0.2
+
+
+def test_calls_that_end_at_their_deadline_do_not_make_service_look_quick():
+    work = seen(*[(100, 2.0)] * 50)
+    for _ in range(100):
+        work.worked(100, 100, 0.3, is_whole=False)
+    assert work.service_s(100) == pytest.approx(2.0)
+    for _ in range(100):
+        work.worked(100, 100, 5.0, is_whole=False)
+    assert work.service_s(100) > 4.0
+    work.began(100.0)
+    assert work.tokens_per_s > 20, "but their places are free as soon as they end"
