@@ -212,7 +212,8 @@ def test_sighup_has_a_detached_launcher_follow_its_edited_config(fleet):
 
 
 ON_A_TERMINAL = """
-import os, pty, sys, threading
+import os, pty, signal, sys, threading
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests were started by
 pid, terminal = pty.fork()
 if pid == 0:
     os.execv(sys.argv[1], sys.argv[1:])
@@ -229,14 +230,15 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 def test_a_closed_terminal_stops_everything_and_a_signal_from_there_does_not(fleet):
     argv = [sys.executable, "-c", ON_A_TERMINAL, *fleet.command("up")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen(argv, **pipes, text=True) as terminal:
-        fleet.started.append(terminal)
-        launcher = int(terminal.stdout.readline())
-        fleet.until_ready()
-        fleet.config["models"][0]["replicas"] = 3
-        fleet.write()
-        os.kill(launcher, signal.SIGHUP)
-        fleet.until(lambda status: len(status["replicas"]) == 3)
-        terminal.stdin.close()
-        assert terminal.wait(timeout=30) == 0
+    terminal = subprocess.Popen(argv, **pipes, text=True)
+    fleet.started.append(terminal)
+    launcher = int(terminal.stdout.readline())
+    fleet.until_ready()
+    fleet.config["models"][0]["replicas"] = 3
+    fleet.write()
+    os.kill(launcher, signal.SIGHUP)
+    fleet.until(lambda status: len(status["replicas"]) == 3)
+    terminal.stdin.close()
+    assert terminal.wait(timeout=30) == 0
+    terminal.stdout.close()
     assert fleet.running() == []
