@@ -8,7 +8,7 @@ an engine's events mean (dialects).
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from math import inf
 
@@ -34,6 +34,7 @@ from router.health import Event
 from router.lease import Lease, Outcome, Report
 from router.metrics import Metrics
 from router.pool import Pool
+from router.race import first_good, outcome_of
 from router.record import Record
 from router.relay import Relay, StreamOpener
 from router.replica import Replica
@@ -220,10 +221,12 @@ class Proxy:
             await first.exchange.opened(limit)
             return first
         name, winner = f"call {service.call.id}", None
-        own = self._tasks.spawn(_outcome(_opened(first, limit)), f"{name}, first")
-        second = self._tasks.spawn(_outcome(self._second(service, first, limit)), f"{name}, second")
+        own = self._tasks.spawn(outcome_of(_opened(first, limit)), f"{name}, first")
+        second = self._tasks.spawn(
+            outcome_of(self._second(service, first, limit)), f"{name}, second"
+        )
         try:
-            winner = await _first_good(own, second)
+            winner = await first_good(own, second)
             self._metrics.hedged(service.record.model, "kept" if winner is first else "won")
             return winner
         finally:
@@ -408,29 +411,6 @@ def _learned(service: Service, outcome: Outcome) -> Report:
 async def _opened(started: Started, limit: Limit) -> Started:
     await started.exchange.opened(limit)
     return started
-
-
-async def _outcome(attempt: Coroutine[None, None, Started]) -> Started | RouterError:
-    """What came of it, for somebody who waits for two."""
-    try:
-        return await attempt
-    except RouterError as error:
-        return error
-
-
-async def _first_good(
-    own: "asyncio.Task[Started | RouterError]", second: "asyncio.Task[Started | RouterError]"
-) -> Started:
-    """Who has a reply first. Raises how the first failed if neither gets one."""
-    pending = {own, second}
-    while pending:
-        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in (own, second):
-            if task.done() and isinstance(result := task.result(), Started):
-                return result
-    failure = own.result()
-    assert isinstance(failure, RouterError)
-    raise failure
 
 
 def _transcript(call: Call, pool: Pool, config: ResumeConfig) -> Transcript:
