@@ -45,7 +45,7 @@ POLL_S = 0.02
 LOADING = frozenset({"pending", "starting", "loading"})
 FIRST_LIST_S = 5.0
 """Until a router without any list serves all the same, as its launcher may be gone."""
-LAST_WORDS_S = 1.0
+LAST_WORDS_S = 2.0
 """For error replies to go out once the drain bound has passed."""
 
 
@@ -178,13 +178,17 @@ class App:
             await self._end_calls()
 
     async def _end_calls(self) -> None:
-        """What is still in flight is told so; nothing is cut in silence."""
-        for dispatcher in self.fleet:
-            dispatcher.fail_waiting(_shutting_down)
-        self.upstream.fail_all(_shutting_down())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS_S):
-                await self._until(lambda: not self.handlers.calls_running)
+        """What is still in flight is told so; nothing is cut in silence.
+
+        Again and again, as a call may be on its way from the one place to the other.
+        """
+        clock = asyncio.get_running_loop().time
+        ends_s = clock() + LAST_WORDS_S
+        while self.handlers.calls_running and clock() < ends_s:
+            for dispatcher in self.fleet:
+                dispatcher.fail_waiting(_shutting_down)
+            self.upstream.fail_all(_shutting_down())
+            await asyncio.sleep(POLL_S)
 
     async def _until(self, is_done: Callable[[], bool]) -> None:
         """Looks every 20 ms: what is waited for has several owners, and only at start and end."""
@@ -234,6 +238,7 @@ class App:
         self.config = config
         self.keys.use(config)
         self.log.use(config)
+        self.metrics.use(config.tenants)
         self.fleet.use(config)
         self.upstream.use(config)
         self.prober.use(config)

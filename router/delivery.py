@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from router.dialects import Dialect
-from router.errors import RouterError, UpstreamBroken
+from router.errors import ClientGone, RouterError, UpstreamBroken
 from router.exchange import Exchange
 from router.lease import Lease, Report
 from router.metrics import Metrics
@@ -77,15 +77,16 @@ class Delivery:
         except asyncio.CancelledError:
             record.is_told = self._is_told(service, lease, first_token_s)
             raise
-        except RouterError as error:  # of a replica's failure behind its last word nobody is told
-            last_word = lease.replica.dialect.ending(service.call.route, relay.last).is_last_word
-            if not (last_word and error.hurts_health):
+        except RouterError as error:  # what comes behind the last word nobody is told
+            ending = lease.replica.dialect.ending(service.call.route, relay.last)
+            if isinstance(error, ClientGone) or not ending.is_last_word:
                 raise
         finally:
             record.events = relay.events
             if not exchange.is_aligned:
                 relay.ledger.give_up("one of its events was too large to be kept")
-        if exchange.tail or not self._is_told(service, lease, first_token_s):
+        is_half = bool(exchange.tail) and not relay.is_over
+        if is_half or not self._is_told(service, lease, first_token_s):
             raise UpstreamBroken("the replica ended its stream before the answer was whole")
         client.end()
         if service.broken is not None:
@@ -99,7 +100,7 @@ class Delivery:
         if not ending.is_whole:
             return False
         record.error = ending.error
-        if ending.error is not None:
+        if ending.error is not None and ending.error.hurts_health:
             self._metrics.resumed(record.model, "refused")
         tokens = ending.generated_tokens or max(0, relay.events - ending.other_events)
         spent_s = self._clock() - lease.granted_s - first_token_s
@@ -145,6 +146,7 @@ def _no_stream(dialect: Dialect, exchange: Exchange) -> RouterError:
 
 
 def _clear(service: Service, lease: Lease) -> None:
-    """A suspect that got further than it ever did need not be alone any more."""
-    service.attempts.got_further()
-    service.dispatcher.share(lease)
+    """A suspect that got further need not be alone any more, if it has not done so too often."""
+    service.attempts.got_further(service.fresh_events)
+    if not service.attempts.alone:
+        service.dispatcher.share(lease)

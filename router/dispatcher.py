@@ -101,9 +101,8 @@ class Dispatcher:
         if ticket.alone:
             self.pool.ask_all()
         self.pump()
-        is_waiting_still = not is_retry or attempts.was_shed
         deadline_s = call.deadline_s
-        if is_waiting_still:
+        if not is_retry or (attempts.was_shed and not attempts.has_failed):
             deadline_s = min(deadline_s, call.queue_deadline_s)
         return await self._granted(ticket, deadline_s)
 
@@ -218,9 +217,8 @@ class Dispatcher:
             return head, replica
         kept = self._kept_for(head)
         for ticket in self.queue.behind_head():
-            if not ticket.alone and (
-                replica := self._choose(ticket.call, ticket.cost, ticket.excluded, kept=kept)
-            ):
+            replica = self._choose(ticket.call, ticket.cost, ticket.excluded, kept=kept)
+            if replica is not None:
                 return ticket, replica
         return None
 

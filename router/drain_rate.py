@@ -1,4 +1,7 @@
-"""How fast calls finish, and so when a refused client should come back. Pure."""
+"""How fast one key's calls finish, and so when its next one may come. Pure.
+
+What a whole pool works off, `work_rate` tells.
+"""
 
 from math import ceil, exp
 

@@ -302,8 +302,9 @@ class Exchange:
             self.on_failure(CallTimeout("the call's deadline passed inside its answer"))
         elif now_s >= silent_until_s and not self.is_paused:
             silence = f"the replica went silent: no event for {silence_s:.3g} s"
-            is_alone = self.replica.health.is_sure  # others' events come, or its probes' answers
-            self.on_failure(UpstreamTimeout(silence) if is_alone else ReplicaSilent(silence))
+            health = self.replica.health
+            is_all_silent = health.is_suspect or health.is_silent
+            self.on_failure(ReplicaSilent(silence) if is_all_silent else UpstreamTimeout(silence))
         else:
             next_s = deadline_s if self.is_paused else min(silent_until_s, deadline_s)
             next_s = max(next_s, now_s + 0.05)

@@ -100,6 +100,10 @@ class Metrics:
         self._key_refusals = counter("key_refusals", "Calls over a key's limit.", "key", "limit")
         self._replica_labels: set[str] = set()
 
+    def use(self, tenants: Iterable[str]) -> None:
+        """These have a label of their own from now on; those before keep theirs."""
+        self._tenant_labels |= set(tenants)
+
     def page(self) -> bytes:
         return generate_latest(self.registry)
 

@@ -102,6 +102,9 @@ class Pace:
         self._prompts: dict[object, int] = {}
         self._seen = 0
 
+    def use(self, probe_timeout_s: float) -> None:
+        self._max_allowed_s = PATIENCE * probe_timeout_s
+
     # ---- what it is told ----
 
     def event(self, now_s: float, gap_s: float) -> None:

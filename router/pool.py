@@ -69,7 +69,8 @@ class Pool:
         self.busy: Callable[[Replica], None] = lambda replica: None
         """Called when a replica gets a call after having had none."""
         self.suspected: Callable[[Replica], None] = lambda replica: None
-        """Called when a replica turned suspect: its calls may be better off elsewhere."""
+        """Called when a replica turned suspect, and again when another one comes that could serve
+        instead: its calls may be better off elsewhere."""
         self.word_since_s = -inf
         """Somebody waits for probes that began then or later."""
         self._config = config
@@ -85,6 +86,7 @@ class Pool:
         self._config = config
         for replica in self:
             replica.health.config = config
+            replica.pace.use(config.timeout_s)
 
     def __iter__(self) -> Iterator[Replica]:
         return iter(self._replicas.values())
@@ -205,7 +207,7 @@ class Pool:
             self._time_start(replica)
             self._on_state_change(replica, before, after, reason)
         self.changed()
-        if after is State.SUSPECT and before is not after:
+        if before is not after and after is State.SUSPECT:
             self.suspected(replica)
 
     def _known(self, health: Health) -> tuple[bool, bool, bool]:
@@ -237,10 +239,14 @@ class Pool:
         active = [replica for replica in self if _may_take(replica)]
         best = min((_rank(replica) for replica in active), default=UNUSABLE)
         usable = {r for r in active if best < UNUSABLE and _rank(r) == best}
+        is_help = any(not replica.is_usable for replica in usable)
         for replica in self:
             replica.is_usable = replica in usable
-        if len(usable) == 1:
-            next(iter(usable)).room.start_fully()
+            if is_help and (replica.health.is_suspect or replica.health.is_silent):
+                self.suspected(replica)
+        if all(replica.room.is_slow for replica in usable):  # nobody is there to take the rest
+            for replica in usable:
+                replica.room.start_fully()
 
     def _readmit(self, replica: Replica, before: State) -> None:
         """One that comes back while others serve starts slowly; a suspect was never away."""

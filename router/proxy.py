@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from math import inf
+from weakref import WeakKeyDictionary
 
 from router.call import Call
 from router.config import ResumeConfig, RouterConfig
@@ -24,6 +25,7 @@ from router.errors import (
     NoReplica,
     PoisonCall,
     ReplicaLost,
+    ReplicaSilent,
     Retry,
     RouterError,
     UpstreamBroken,
@@ -69,7 +71,7 @@ class Proxy:
         self._tokenizer = tokenizer
         self._config = config
         self._delivery = Delivery(metrics, clock)
-        self._budget = RetryBudget(config.retries.budget_share)
+        self._budgets: WeakKeyDictionary[Pool, RetryBudget] = WeakKeyDictionary()
         self._metrics = metrics
         self._tasks = tasks
         self._clock = clock
@@ -77,7 +79,8 @@ class Proxy:
     def use(self, config: RouterConfig) -> None:
         """For calls that are served from here on."""
         self._config = config
-        self._budget.share = config.retries.budget_share
+        for budget in self._budgets.values():
+            budget.share = config.retries.budget_share
 
     async def serve(
         self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
@@ -92,7 +95,8 @@ class Proxy:
             )
         finally:
             opener.close()
-        self._budget.earn()
+        if record.error is None:
+            self._budget_for(dispatcher.pool).earn()
 
     async def _attempts(self, service: Service) -> None:
         record = service.record
@@ -129,6 +133,7 @@ class Proxy:
         record.replica = lease.replica.id
         record.step(lease.granted_s, GRANTED, lease.replica.id, lease.alone)
         service.events_before = service.relay.events
+        service.relay.unsent = b""
 
     async def _attempt(self, service: Service, lease: Lease) -> None:
         """One try at one replica, or at two when the first falls silent; its lease ends with it."""
@@ -166,17 +171,18 @@ class Proxy:
             continuation = service.broken.continued(counted)
             call, seam = continuation.call, continuation.seam
             service.record.step(self._clock(), CONTINUED, service.relay.events)
+        limit = self._limit(service)
         exchange = await self._upstream.send(
             lease.replica,
             "POST",
             call.route,
             call.headers,
             call.body,
-            limit=self._limit(service),
+            limit=limit,
             doubt_at_s=self._doubt_at_s(lease),
             sent=service.record.sent,
         )
-        return Started(lease, exchange, seam)
+        return Started(lease, exchange, seam, limit)
 
     def _limit(self, service: Service) -> Limit:
         call = service.call
@@ -214,20 +220,27 @@ class Proxy:
     async def _race(self, service: Service, first: Started) -> Started:
         """Nothing comes from the replica: another is asked too, and who answers first counts.
 
-        Raises how the first failed when neither answers; it is then still the caller's to end.
+        As long as nobody answers it is looked again: the second may fail or fall silent as well,
+        and where nobody else was there somebody may come. Raises how the first failed; it is then
+        still the caller's to end.
         """
-        limit = self._limit(service)
-        if not self._may_hedge(service, first.lease.replica):
-            await first.exchange.opened(limit)
-            return first
+        while not first.exchange.is_ready:
+            if not self._may_hedge(service, first.lease.replica):
+                await first.exchange.opened(first.limit, inf)
+            elif winner := await self._raced(service, first):
+                return winner
+        return first
+
+    async def _raced(self, service: Service, first: Started) -> Started | None:
+        """One round; None when the second failed and the first still says nothing."""
         name, winner = f"call {service.call.id}", None
-        own = self._tasks.spawn(outcome_of(_opened(first, limit)), f"{name}, first")
-        second = self._tasks.spawn(
-            outcome_of(self._second(service, first, limit)), f"{name}, second"
-        )
+        own = self._tasks.spawn(outcome_of(self._answered(service, first)), f"{name}, first")
+        second = self._tasks.spawn(outcome_of(self._second(service, first)), f"{name}, second")
         try:
             winner = await first_good(own, second)
-            self._metrics.hedged(service.record.model, "kept" if winner is first else "won")
+            if winner is not None:
+                word = "kept" if winner is first else "won"
+                self._metrics.hedged(service.record.model, word)
             return winner
         finally:
             own.cancel()
@@ -244,26 +257,43 @@ class Proxy:
                 self._end(service, first.lease, first, outcome)
 
     def _may_hedge(self, service: Service, silent: Replica) -> bool:
-        pool = service.dispatcher.pool
-        if not any(replica.is_usable for replica in pool if replica is not silent):
+        attempts, pool = service.attempts, service.dispatcher.pool
+        attempts.excluded |= {silent.id}
+        others = any(replica.is_usable and replica.id not in attempts.excluded for replica in pool)
+        if attempts.alone or not others:
             return False
         is_suspect = not silent.health.is_sure  # then it is not the call that takes long
         return is_suspect or self._budget_for(pool).spend()
 
-    async def _second(self, service: Service, first: Started, limit: Limit) -> Started:
+    async def _answered(self, service: Service, started: Started) -> Started:
+        """A good reply, whatever is doubted meanwhile. Its replica was asked first,
+        so it is the first to be blamed."""
+        try:
+            while not started.exchange.is_ready:
+                await started.exchange.opened(started.limit, inf)
+            self._judge(service.call, started)
+        except RouterError as error:
+            self._failed(service, started.lease, error)
+            raise
+        return started
+
+    async def _second(self, service: Service, first: Started) -> Started:
         """A second attempt beside the first; its lease ends here unless it has a good reply."""
         silent = first.lease.replica
-        service.attempts.excluded |= {silent.id}
-        lease = await service.dispatcher.acquire(service.wish, service.attempts, is_retry=True)
+        lease = await service.dispatcher.acquire(
+            service.wish, service.attempts, is_retry=True, at_head=not silent.health.is_sure
+        )
         service.attempts.count += 1
         service.record.attempts = service.attempts.count
         service.record.step(lease.granted_s, HEDGED, lease.replica.id)
+        service.attempts.excluded |= {lease.replica.id}
         started = None
         try:
             if lease.replica is silent:
                 raise NoReplica("there is no other replica")
             started = await self._send(service, lease)
-            await started.exchange.opened(limit)
+            if not started.exchange.is_ready:
+                raise ReplicaSilent("the replica that was asked as well says nothing either")
             self._judge(service.call, started)
             return started
         except BaseException as error:
@@ -333,7 +363,7 @@ class Proxy:
     def _next_step(self, service: Service, lease: Lease, error: RouterError) -> Step:
         attempts, pool = service.attempts, service.dispatcher.pool
         if service.fresh_events >= PROGRESS_EVENTS:
-            attempts.got_further()
+            attempts.got_further(service.fresh_events)
         scene = Scene(
             replica=lease.replica.id,
             now_s=self._clock(),
@@ -344,8 +374,11 @@ class Proxy:
 
     def _budget_for(self, pool: Pool) -> RetryBudget:
         """It covers what the loss of one replica may cost."""
-        self._budget.cover(max((replica.room.requests for replica in pool), default=0))
-        return self._budget
+        budget = self._budgets.get(pool)
+        if budget is None:
+            budget = self._budgets[pool] = RetryBudget(self._config.retries.budget_share)
+        budget.cover(max((replica.room.requests for replica in pool), default=0))
+        return budget
 
     async def _quiet(self, service: Service) -> Step:
         """A suspect waits a moment before its trial: if all replicas are dying, that shows."""
@@ -361,20 +394,27 @@ class Proxy:
         return pool.lost_since(self._clock() - WAVE_S)
 
     def _give_up(self, service: Service, error: RouterError) -> None:
-        """Raises the error, unless the engine has told it to the client in its own words."""
+        """Raises the error, unless the client has its whole answer, or the engine's own words."""
+        if service.broken is not None and service.broken.has_ended:
+            return self._say(service, service.broken.last_words(None))
         if not service.relay.unsent:
             raise error
         service.record.error = error
-        service.client.write(service.relay.unsent)
+        self._say(service, service.relay.unsent)
+
+    def _say(self, service: Service, words: bytes) -> None:
+        """The last there is to say."""
+        if words:
+            service.client.write(words)
         service.client.end()
 
     # ---- an answer that broke off ----
 
     def _broken(self, service: Service, error: RouterError) -> Transcript | None:
         """What the client has, if the rest can be asked elsewhere; else the error says why not."""
+        if not service.record.is_stream:
+            return None
         try:
-            if not service.record.is_stream:
-                raise NotResumable("it is no stream")
             transcript = service.relay.ledger.transcript()
             if not transcript.is_finished:
                 service.wish = transcript.continued(None).call
@@ -388,13 +428,11 @@ class Proxy:
         """All was generated; what the stream lacks of its end is said by the router."""
         assert service.broken is not None
         counted = None
-        for replica in service.dispatcher.pool:
-            if replica.is_usable and counted is None:
-                with contextlib.suppress(RouterError):
-                    counted = await self._tokenizer.count(service.broken.question(), replica)
-        if words := service.broken.last_words(counted):
-            service.client.write(words)
-        service.client.end()
+        replica = next((one for one in service.dispatcher.pool if one.is_usable), None)
+        if replica is not None:
+            with contextlib.suppress(RouterError):
+                counted = await self._tokenizer.count(service.broken.question(), replica)
+        self._say(service, service.broken.last_words(counted))
         self._metrics.resumed(service.record.model, "completed")
 
 
@@ -406,11 +444,6 @@ def _learned(service: Service, outcome: Outcome) -> Report:
     if service.broken is None:
         return service.record.report
     return Report(generated_tokens=max(1, service.fresh_events))
-
-
-async def _opened(started: Started, limit: Limit) -> Started:
-    await started.exchange.opened(limit)
-    return started
 
 
 def _transcript(call: Call, pool: Pool, config: ResumeConfig) -> Transcript:

@@ -87,7 +87,8 @@ class Relay:
     def _up_to_failure(self, events: bytes) -> bytes:
         """What comes before an engine's own error; the rest is held back if that may help."""
         if self.failure is not None:
-            self.unsent += events
+            if self.unsent:  # the engine has said why; of a refused continuation nothing is wanted
+                self.unsent += events
             return b""
         if not self.ledger.is_resumable:
             return events

@@ -2,7 +2,7 @@
 
 A waiting call belongs to no replica. The order, from the top:
 
- 1. calls whose replica died go to the head, whoever sent them;
+ 1. calls whose replica died, or was full, go first, whoever sent them, in their order;
  2. high before normal before low; but the next call of each goes before all others once it was
     passed by `PASSES` times as many tokens as its own, so that none waits for ever;
  3. within a priority the tenant that was served the fewest tokens (`fairness`);
@@ -117,7 +117,7 @@ class RequestQueue:
         by_turn = sorted(self._lanes, key=lambda lanes: lanes is not turn)
         in_turn = (lanes.in_turn(1 + LOOK_AHEAD) for lanes in by_turn)
         every = chain(self._first.values(), chain.from_iterable(in_turn))
-        return islice(every, 1, 1 + LOOK_AHEAD)
+        return islice((one for one in islice(every, 1, None) if not one.alone), LOOK_AHEAD)
 
     def _turn(self) -> tuple[Lanes | None, Ticket | None]:
         """The priority whose turn it is, and its next call."""
@@ -134,7 +134,6 @@ class RequestQueue:
     def join(self, ticket: Ticket, *, at_head: bool = False) -> None:
         if at_head:
             self._first[id(ticket)] = ticket
-            self._first.move_to_end(id(ticket), last=False)
             self.arrive(ticket.call, ticket.account)
         else:
             self._lanes[ticket.call.priority].join(ticket)
@@ -164,7 +163,7 @@ class RequestQueue:
         self._count -= 1
         if not places.count:
             del self.places[account.tenant]
-            self._weight = self._weight - account.weight if self.places else 0.0
+            self._weight = self._weight - places.weight if self.places else 0.0
         return True
 
     # ---- turns ----

@@ -63,6 +63,11 @@ class Transcript(Protocol):
         """The finish reason is out: nothing is left that an engine would have to be asked for."""
         ...
 
+    @property
+    def has_ended(self) -> bool:
+        """The finish reason is out, whatever else is missing."""
+        ...
+
     def read(self, events: bytes) -> None:
         """More whole events that were relayed. Raises NotResumable."""
         ...

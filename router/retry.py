@@ -13,9 +13,9 @@ a stream can be continued (`resume`). What that costs depends on whose fault it 
     Docker Engine's or somebody's doing. Such deaths are excused, but not for ever;
  4. a fault or a time-out, for which the call may be to blame: costs retry budget.
 
-A call that got further in an attempt is not to blame for what came before: its record is clean
-again. So a long stream survives any number of replicas, and a suspect is alone only until it has
-shown that it does no harm.
+A call that got further in an attempt is not to blame for what came before, so a long stream
+survives any number of replicas, and a suspect is alone only until it has shown to do no harm. But
+three deaths within few tokens make it a suspect to its end.
 """
 
 from dataclasses import dataclass
@@ -29,6 +29,10 @@ WAVE_S = 5.0
 QUIET_S = 1.0
 """Between a suspect's last death and its trial: replicas that are killed one by one are all dead
 then, and no trial is held on the next one in turn."""
+FORGIVING_EVENTS = 256
+"""For so many events a replica's death is forgotten."""
+MAX_ALL_DEATHS = 3
+"""What kills replica after replica a few tokens later each time is a suspect all the same."""
 MIN_BURST = 16.0
 PROGRESS_EVENTS = 8
 """An attempt that brought so many events got further."""
@@ -52,6 +56,10 @@ class Attempts:
     count: int = 0
     budgeted: int = 1
     deaths: int = 0
+    all_deaths: int = 0
+    """Those before it got further as well."""
+    is_dangerous: bool = False
+    """Too many of these: it is alone whatever it gets."""
     alone: bool = False
     quiet_until_s: float = 0.0
     """No trial before."""
@@ -59,15 +67,19 @@ class Attempts:
     """Replicas that died while they had this call."""
     excuses: int = 0
     excluded: frozenset[str] = frozenset()
+    has_failed: bool = False
+    """An attempt did, and not for load: from there on it has till its deadline, and no less."""
     was_shed: bool = False
     """The last replica asked was full: it is paused, not excluded, and the call waits its turn."""
     has_blamed: bool = False
     """One call blames at most one replica."""
 
-    def got_further(self) -> None:
-        self.budgeted, self.deaths, self.excuses = 1, 0, 0
-        self.alone = self.has_blamed = False
-        self.died_with = frozenset()
+    def got_further(self, events: int) -> None:
+        """It was given so many events by a replica: it is to blame for none before."""
+        self.budgeted, self.deaths, self.excuses, self.has_blamed = 1, 0, 0, False
+        self.all_deaths = max(0, self.all_deaths - events // FORGIVING_EVENTS)
+        self.is_dangerous = self.is_dangerous and self.all_deaths > 0
+        self.alone = self.is_dangerous
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +101,15 @@ class RetryBudget:
         self.share = share
         self.burst = burst
         self.tokens = burst
+        self._most = burst
 
     def cover(self, calls: int) -> None:
-        """So many calls may fail at once with the replica that has them all."""
-        burst = max(MIN_BURST, calls)
-        self.tokens = min(burst, self.tokens + max(0.0, burst - self.burst))
-        self.burst = burst
+        """So many calls may fail at once with the replica that has them all. What it never covered
+        before comes on top; a limit that shrinks and grows again brings nothing."""
+        self.burst = max(MIN_BURST, calls)
+        more = max(0.0, self.burst - self._most)
+        self._most += more
+        self.tokens = min(self.burst, self.tokens + more)
 
     def earn(self) -> None:
         """A call was served."""
@@ -120,6 +135,7 @@ def next_step(
     attempts.was_shed = error.retry is Retry.ELSEWHERE
     if attempts.was_shed:
         return Step.AGAIN_FIRST
+    attempts.has_failed = True
     if error.retry is Retry.SAFE:
         was_in_flight = not isinstance(error, ConnectFailed) or error.was_sent
         return _after_death(attempts, config, scene, was_in_flight=was_in_flight)
@@ -134,7 +150,8 @@ def trial_step(attempts: Attempts, lost: frozenset[str]) -> Step:
     if not _is_excused(attempts, lost):
         return Step.ALONE
     attempts.deaths -= 1
-    attempts.alone = False
+    attempts.all_deaths -= 1
+    attempts.alone = attempts.is_dangerous = False
     return Step.AGAIN_FIRST
 
 
@@ -146,9 +163,11 @@ def _after_death(
         attempts.quiet_until_s = scene.now_s + QUIET_S
     counts = was_in_flight and not _is_excused(attempts, scene.lost)
     attempts.deaths += counts
+    attempts.all_deaths += counts
     if attempts.alone:
         return Step.REFUSE if counts else Step.ALONE
-    if attempts.deaths >= config.max_deaths:
+    attempts.is_dangerous = attempts.all_deaths >= max(MAX_ALL_DEATHS, config.max_deaths)
+    if attempts.deaths >= config.max_deaths or attempts.is_dangerous:
         attempts.alone = True
         return Step.ALONE
     return Step.AGAIN_FIRST

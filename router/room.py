@@ -91,6 +91,11 @@ class Room:
         self._share = 1.0
         self._settle()
 
+    @property
+    def is_slow(self) -> bool:
+        """It is still starting slowly."""
+        return self._slow_requests is not None
+
     def start_slowly(self) -> None:
         """It comes back while others serve."""
         self._slow_requests = SLOW_START_REQUESTS

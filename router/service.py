@@ -6,7 +6,7 @@ from router.call import Call
 from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.edge import Client
-from router.exchange import Exchange
+from router.exchange import Exchange, Limit
 from router.lease import Lease
 from router.record import Record
 from router.relay import Relay, StreamOpener
@@ -48,3 +48,5 @@ class Started:
     exchange: Exchange
     seam: Seam | None
     """Joins the reply to what the client has; None for the answer's beginning."""
+    limit: Limit
+    """When it is too late for a reply, and what that means."""

@@ -73,7 +73,10 @@ class Tokenizer:
         if question is None:
             return None
         limit_s = self._clock() + QUESTION_TIMEOUT_S
-        exchange = await self._asked(replica, question.path, (), question.body, limit_s)
+        try:
+            exchange = await self._asked(replica, question.path, (), question.body, limit_s)
+        except UpstreamTimeout:
+            return None
         try:
             is_answer = exchange.head is not None and exchange.head.status == 200
             return replica.dialect.counted(exchange.body()) if is_answer else None

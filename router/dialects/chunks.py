@@ -154,6 +154,10 @@ class ChunkTranscript:
         self.finish = str(choice.get("finish_reason") or "")
 
     @property
+    def has_ended(self) -> bool:
+        return bool(self.finish)
+
+    @property
     def is_finished(self) -> bool:
         """There is nothing left that only an engine could tell."""
         owes_usage = self.wants_usage and not self._has_usage and not self.manner.token_each
@@ -234,7 +238,8 @@ class ChunkTranscript:
         if is_begun and not isinstance(messages[-1].get("content"), str):
             raise NotResumable("the message that it continues is no plain text")
         if is_begun:
-            messages[-1] = {**messages[-1], "content": self._prompt() + text}
+            begun = self._prompt().rstrip() if self.manner.trims else self._prompt()
+            messages[-1] = {**messages[-1], "content": begun + text}
         else:
             messages.append({"role": "assistant", "content": text})
         told = {"continue_final_message": True, "add_generation_prompt": False}
@@ -273,7 +278,7 @@ class ChunkSeam:
         self._tokens = before.so_far.tokens
         self._replay = before.so_far.replay()
         stops = () if manner.finds_stops else stops_of(before.values.get("stop"))
-        self._watch = StopWatch(stops, before.so_far.prompt)
+        self._watch = StopWatch(stops, before.so_far.text)
         self._has_begun = bool(before.form)
         self._echo = before.so_far.prompt if before.is_chat and manner.may_echo else ""
 
@@ -318,7 +323,7 @@ class ChunkSeam:
         limit = self._before.max_tokens
         if is_last:
             return True
-        if self._watch.meets(text):
+        if self._watch.meets(fresh or ""):
             choice["finish_reason"] = "stop_sequence"
         elif token_each and limit is not None and self._tokens >= limit:
             choice["finish_reason"] = "length"

@@ -75,6 +75,10 @@ class TokenTranscript:
             return self.info.told.get("model_pipeline_tag") in ECHOED_TAGS
         return asked is True
 
+    @property
+    def has_ended(self) -> bool:
+        return self.is_finished
+
     def read(self, events: bytes) -> None:
         for event in sse.events(events):
             value = parsed(sse.payload(event))

@@ -890,3 +890,37 @@ async def test_calls_of_several_sequences_and_failures_teach_no_sizes(world):
         one.end(await one.acquire(), Outcome.ABANDONED, report)
     assert one.pool.estimates.chars_per_token == 1.0
     assert one.pool.estimates.output_share == 1.0
+
+
+@pytest.mark.parametrize("count", [3, 17])
+async def test_many_suspects_do_not_keep_a_pool_from_everybody(world, settle, count):
+    one = world()
+    one.add("a", "b", requests=4)
+    held = [await one.acquire() for _ in range(2)]  # nobody is idle: suspects wait
+    assert {lease.replica.id for lease in held} == {"a", "b"}
+    alone = [
+        one.waiting(attempts=Attempts(count=2, alone=True), is_retry=True) for _ in range(count)
+    ]
+    await settle()
+    other = one.waiting()
+    await settle()
+    assert other.done()  # three places are free on the replica that is not kept for the head
+    for task in alone:
+        task.cancel()
+    await settle()
+
+
+async def test_calls_that_lost_their_replica_keep_their_order(world, settle):
+    one = world()
+    one.add("a", requests=1)
+    held = await one.acquire()
+    first = one.waiting(attempts=Attempts(count=1), is_retry=True)
+    await settle()
+    second = one.waiting(attempts=Attempts(count=1), is_retry=True)
+    await settle()
+    one.end(held)
+    await settle()
+    assert first.done()
+    assert not second.done()
+    second.cancel()
+    await settle()

@@ -1,10 +1,13 @@
 """Calls of a replica that fell silent: another one is asked too, and who answers first counts."""
 
 import asyncio
+import json
 
 import pytest
 
+from router.apis import GENERATION_APIS
 from router.health import Event
+from router.replica import Admin
 
 GENERATE = {"inputs": "hello", "parameters": {"max_new_tokens": 3}}
 QUIET = {"interval_s": 1000}
@@ -206,3 +209,67 @@ async def test_many_calls_of_a_silent_replica_all_come_back(app, wire, until):
     replies = await asyncio.gather(*tasks)
     assert {reply.status for reply in replies} == {200}
     assert {reply.get("x-fleet-replica") for reply in replies} == {other.name}
+
+
+async def test_a_call_of_a_silent_replica_goes_to_one_that_becomes_usable_later(app, wire, until):
+    rig = await app(2, health=QUIET)
+    for replica in rig.replicas:
+        replica.otherwise = [wire.STALL]
+    client = await rig.client()
+    client.post("/generate", GENERATE)
+    await until(lambda: any(replica.requests for replica in rig.replicas))
+    silent, other = sorted(rig.replicas, key=lambda replica: not replica.requests)
+    silent.health = [wire.STALL]
+    rig.dispatcher.pool.set_admin(rig[other.name], Admin.DRAINING)
+    suspect(rig, silent)
+    await asyncio.sleep(0)
+    other.otherwise = [wire.reply(wire.generated("other"))]
+    rig.dispatcher.pool.set_admin(rig[other.name], Admin.ACTIVE)
+    assert (await client.reply()).body == wire.generated("other")
+
+
+async def test_a_call_whose_second_replica_falls_silent_as_well_goes_to_a_third(app, wire, until):
+    rig = await app(3, health=QUIET)
+    for replica in rig.replicas:
+        replica.otherwise = [wire.STALL]
+    client = await rig.client()
+    client.post("/generate", GENERATE)
+    for count in (1, 2):
+        await until(lambda count=count: sum(bool(one.requests) for one in rig.replicas) == count)
+        asked = [one for one in rig.replicas if one.requests]
+        last = next(one for one in asked if not rig[one.name].health.is_suspect)
+        last.health = [wire.STALL]
+        for replica in rig.replicas:
+            if count == 2 and not replica.requests:
+                replica.otherwise = [wire.reply(wire.generated("third"))]
+        suspect(rig, last)
+    assert (await client.reply()).body == wire.generated("third")
+
+
+async def test_a_hedged_call_is_charged_once(hung, wire):
+    rig, client, silent, _ = await hung([wire.STALL], then=[wire.reply(wire.generated("other"))])
+    suspect(rig, silent)
+    assert (await client.reply()).status == 200
+    kinds = ("prompt", "generated")
+    used = {kind: rig.metric("tenant_tokens_total", tenant="", kind=kind) for kind in kinds}
+    cost = rig.dispatcher.pool.cost
+    assert used["prompt"] == cost(ask_of(GENERATE)).input_tokens
+    assert used["generated"] <= cost(ask_of(GENERATE)).expected_tokens
+
+
+def ask_of(body):
+    return GENERATION_APIS["/generate"].parse("/generate", json.dumps(body).encode())
+
+
+async def test_when_both_say_nothing_the_one_that_was_asked_first_is_blamed(app, wire, until):
+    rig = await app(2, health=QUIET, timeouts={"first_event_s": 0.5}, retries={"max_attempts": 1})
+    for replica in rig.replicas:
+        replica.otherwise = [wire.STALL]
+    client = await rig.client()
+    client.post("/generate_stream", GENERATE)
+    await until(lambda: any(replica.requests for replica in rig.replicas))
+    silent, other = sorted(rig.replicas, key=lambda replica: not replica.requests)
+    rig.app.upstream.doubt(rig[silent.name])
+    assert (await client.reply()).status == 504
+    fails = [rig[one.name].health.call_fails for one in (silent, other)]
+    assert fails == [1, 0]

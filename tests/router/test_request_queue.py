@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.call import Cost, Priority
+from router.call import Ask, Call, Cost, Priority
 from router.request_queue import LOOK_AHEAD, PASSES, RequestQueue, Ticket
 
 HIGH, NORMAL, LOW = Priority
@@ -112,17 +112,20 @@ def test_a_bound_of_zero_lets_nothing_wait():
 
 @given(st.lists(st.tuples(st.sampled_from(["join", "head", "leave"]), st.integers(0, 30))))
 def test_bytes_are_exactly_those_of_the_calls_that_wait(steps):
-    queue, inside = filled(), []
+    queue, first, others = filled(), [], []
     for step, number in steps:
+        inside = [*first, *others]
         if step == "leave" and inside:
-            one = inside.pop(number % len(inside))
+            one = inside[number % len(inside)]
+            (first if one in first else others).remove(one)
             assert queue.leave(one)
         elif step == "join":
-            inside.append(ticket(number))
-            join(queue, inside[-1])
+            others.append(ticket(number))
+            join(queue, others[-1])
         elif step == "head":
-            inside.insert(0, ticket(number))
-            join(queue, inside[0], at_head=True)
+            first.append(ticket(number))
+            join(queue, first[-1], at_head=True)
+        inside = [*first, *others]
         assert list(queue) == inside
         assert queue.waiting_bytes == sum(len(one.call.body) for one in inside)
         assert queue.head is (inside[0] if inside else None)
@@ -392,3 +395,21 @@ def test_the_flood_of_others_is_ahead_only_as_far_as_shares_have_it():
     queue = filled(*(ticket(tenant="flood") for _ in range(50)), *(ticket(tenant="me"),))
     call = called(tenant="me")
     assert queue.tokens_ahead(call, queue.account(call), 10.0) == 20.0
+
+
+def test_weights_that_change_leave_the_sum_of_weights_right():
+    queue = RequestQueue(64, 1 << 20, {"a": 9.0, "t": 1.0})
+
+    def ticket(tenant, priority):
+        call = Call("i", "/", Ask(), b"", (), 0, 9, 9, tenant=tenant, priority=priority)
+        return Ticket(call, Cost(1, 1, 1, 1), 0.0, None, queue.account(call))
+
+    other, first = ticket("a", Priority.NORMAL), ticket("t", Priority.NORMAL)
+    queue.join(other)
+    queue.join(first)
+    queue.use(1 << 20, {"a": 9.0, "t": 10.0})
+    second = ticket("t", Priority.LOW)
+    queue.join(second)
+    queue.leave(first)
+    queue.leave(second)
+    assert queue.share(other.account) == 1.0

@@ -366,6 +366,32 @@ def test_in_bpe_mode_chats_keep_their_characters_and_counts(tgi, seed):
         assert "\ufffd" not in "".join(map(text_of, chunks))
 
 
+# ---- white space that comes again ----
+
+
+def delta(text, finish=None):
+    choice = {"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return b"data: " + orjson.dumps({"id": "", "choices": [choice]}) + b"\n\n"
+
+
+@pytest.mark.parametrize(("stop", "rest"), [("ab", "bc"), ("a\nb", "b")])
+def test_white_space_that_is_dropped_still_stands_between_for_a_stop_sequence(tgi, stop, rest):
+    transcript = transcript_of(tgi("3.3.5"), "/v1/chat/completions", chat(stop=[stop]))
+    transcript.read(delta(" a") + delta("\n"))
+    seam = transcript.continued(None).seam
+    told = seam.mend(delta("\n")) + seam.mend(delta("b")) + seam.mend(delta("c", "length"))
+    assert "".join(text_of(event) for event in events_of([told])) == rest
+
+
+def test_a_begun_message_is_continued_as_the_engine_saw_it(tgi):
+    body = chat()
+    body["messages"].append({"role": "assistant", "content": "Hello "})
+    transcript = transcript_of(tgi("3.3.5"), "/v1/chat/completions", body)
+    transcript.read(delta(" world"))
+    messages = orjson.loads(transcript.continued(None).call.body)["messages"]
+    assert messages[-1]["content"] == "Hello world"
+
+
 # ---- what is refused ----
 
 

@@ -20,7 +20,9 @@ from router.errors import (
     UpstreamTimeout,
 )
 from router.retry import (
+    FORGIVING_EVENTS,
     MAX_EXCUSES,
+    PROGRESS_EVENTS,
     QUIET_S,
     Attempts,
     RetryBudget,
@@ -257,3 +259,28 @@ def test_a_budget_that_has_less_to_cover_keeps_no_more_than_that():
     budget.cover(64)
     budget.cover(4)
     assert sum(budget.spend() for _ in range(100)) == 16
+
+
+def test_a_budget_that_is_used_up_is_not_refilled_by_a_limit_that_shrinks_and_grows():
+    budget = RetryBudget(0.2)
+    budget.cover(128)
+    while budget.spend():
+        pass
+    budget.cover(16)
+    budget.cover(128)
+    assert not budget.spend()
+
+
+def test_what_kills_replica_after_replica_a_few_tokens_on_is_tried_alone_and_refused():
+    attempts, steps = Attempts(), []
+    for name in "abcd":
+        steps.append(step(ReplicaLost("x"), attempts, at=scene(name, lost=name)))
+        attempts.got_further(PROGRESS_EVENTS)
+    assert steps == [*[Step.AGAIN_FIRST] * 2, Step.ALONE, Step.REFUSE]
+
+
+def test_deaths_are_forgiven_a_call_that_gets_far_between_them():
+    attempts = Attempts()
+    for name in "abcdefgh":
+        assert step(ReplicaLost("x"), attempts, at=scene(name, lost=name)) is Step.AGAIN_FIRST
+        attempts.got_further(FORGIVING_EVENTS)
