@@ -79,6 +79,11 @@ def _heading(story: Story, width: int | None) -> Iterator[str]:
     kind = "stream" if story["stream"] else "no stream"
     model = f", model {story['model']}" if story["model"] else ""
     yield from _wrapped(_INDENT, f"{story['route']} ({kind}){model}", width)
+    usual = (None, "normal")
+    named = [(word, story.get(word)) for word in ("tenant", "priority", "key")]
+    terms = [f"{word} {value}" for word, value in named if value not in usual]
+    if terms:
+        yield from _wrapped(_INDENT, ", ".join(terms), width)
     took = "so far" if story["running"] else "took"
     times = f"arrived {story['arrived']}, {took} {story['total_ms']:,.0f} ms{_tokens(story)}"
     yield from _wrapped(_INDENT, times, width)

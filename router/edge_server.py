@@ -117,7 +117,7 @@ class EdgeProtocol(RequestHandler):
             status=431 if isinstance(exc, LineTooLong) else status,
             body=GENERATION_APIS["/"].error_body(error),
             content_type="application/json",
-            headers={"connection": "close"},
+            headers={"connection": "close", "server": "gpu-fleet"},
         )
         reply.force_close()
         return reply

@@ -165,10 +165,7 @@ class Fleet:
     @property
     def can_serve(self) -> bool:
         """A call would be served now, or as soon as a replica that is starting is there."""
-        return any(
-            dispatcher.pool.can_serve or any(r.phase and r.is_coming for r in dispatcher.pool)
-            for dispatcher in self
-        )
+        return any(dispatcher.pool.is_well for dispatcher in self)
 
     def names_for(self, allowed: frozenset[str] | None) -> list[str]:
         """The models that somebody may use who is `allowed` these; None: all."""

@@ -162,6 +162,8 @@ class Handlers:
         self._stories.began(record)
         body = await self._bodies.read(request, client)
         tenant, limit_s = self._tenant(request, record), terms.time_limit_s(request.headers)
+        priority = self._priority(request, tenant)
+        record.tenant, record.priority = tenant, priority.name.lower()
         ask = await self._worker.parse(request.path, body)
         record.is_stream = ask.stream
         record.step(self._clock(), READ, len(body))
@@ -175,7 +177,7 @@ class Handlers:
             queue_deadline_s=record.arrived_s + min(config.queue.timeout_s, limit_s),
             deadline_s=record.arrived_s + min(config.timeouts.total_s, limit_s),
             tenant=tenant,
-            priority=self._priority(request, tenant),
+            priority=priority,
         )
 
     def _tenant(self, request: web.BaseRequest, record: Record) -> str:

@@ -20,6 +20,7 @@ FIRST_START_S = 15.0
 """How long a start takes, until one was seen."""
 START_WEIGHT = 0.3
 LOSSES = frozenset({Event.LOST, Event.SUSPECTED})
+STARTING = frozenset({"pending", "starting", "loading"})
 SERVING = frozenset({State.HEALTHY, State.SUSPECT})
 ANSWERED = frozenset({State.HEALTHY, State.SUSPECT, State.UNHEALTHY})
 UNUSABLE = 9
@@ -120,6 +121,16 @@ class Pool:
     @property
     def can_serve(self) -> bool:
         return any(replica.is_usable for replica in self)
+
+    @property
+    def is_well(self) -> bool:
+        """A replica serves, or one is starting; those that say nothing do neither, though they get
+        the calls where nobody else is left."""
+        return any(
+            (replica.is_usable and replica.health.state is not State.UNHEALTHY)
+            or (replica.phase != "" and replica.is_coming and _is_starting(replica))
+            for replica in self
+        )
 
     @property
     def can_come(self) -> bool:
@@ -288,6 +299,11 @@ def _rank(replica: Replica) -> int:
     if health.is_suspect or (health.is_silent and health.state in ANSWERED):
         return 4
     return 5 if health.state is State.EJECTED else UNUSABLE
+
+
+def _is_starting(replica: Replica) -> bool:
+    """As its launcher tells, or as far as this router knows."""
+    return replica.phase in STARTING or replica.health.state is State.UNKNOWN
 
 
 def _is_same(replica: Replica, member: Member) -> bool:

@@ -49,6 +49,7 @@ class Record:
     error: RouterError | None = None
     told: RouterError | None = None
     """What a replica refused, in its own words; passed on as it was sent."""
+    priority: str = "normal"
     phase: str = "body"
     """Where a client that leaves was: body, queue, prefill or relay."""
     steps: list[Step] = field(default_factory=list)
@@ -104,6 +105,8 @@ class Record:
             generated_tokens=report.generated_tokens or self.events or None,
             error=_said(error),
             error_type=error.error_type if error else None,
+            **({"tenant": self.tenant} if self.tenant else {}),
+            **({"priority": self.priority} if self.priority != "normal" else {}),
             **({"tries": found} if (found := tries(self.steps, self.attempts)) else {}),
         )
 

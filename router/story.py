@@ -90,6 +90,9 @@ class Story:
     is_stream: bool
     status: int
     replica: str
+    tenant: str
+    priority: str
+    key: str
     attempts: int
     queue_s: float
     first_event_s: float | None
@@ -115,6 +118,9 @@ class Story:
             "running": self.is_running,
             "status": None if self.is_running else self.status,
             "replica": self.replica or None,
+            "tenant": self.tenant or None,
+            "priority": self.priority,
+            "key": self.key or None,
             "attempts": self.attempts,
             "arrived": arrived.replace("+00:00", "Z"),
             "total_ms": _ms(self.total_s),

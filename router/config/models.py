@@ -241,8 +241,10 @@ class KeyConfig(StrictModel):
     tokens_per_minute: int | None = Field(
         None,
         ge=1,
-        description="Tokens a minute, prompt and answer, a minute's worth at once at most. Counted "
-        "by estimate when a call comes, by what the engine reports when it ends; default: any.",
+        description="Tokens a minute, prompt and answer; a minute's worth may be spent at once. "
+        "Counted by estimate when a call comes, by what the engine reports when it ends. A call "
+        "that needs more than all of it gets in when nothing is used, and is paid off afterwards; "
+        "default: any.",
     )
     max_concurrent: int | None = Field(None, ge=1, description="Calls at a time; default: any.")
     models: list[str] | None = Field(

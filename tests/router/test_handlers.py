@@ -7,6 +7,7 @@ import re
 import pytest
 
 from router.apis import GENERATION_APIS, TOKENIZER_APIS
+from router.health import Event
 
 GENERATE = {"inputs": "hello", "parameters": {"max_new_tokens": 3}}
 
@@ -25,6 +26,18 @@ async def test_health_is_503_when_the_only_replica_is_gone_for_good(app, until):
     await rig.replicas[0].die()
     await until(lambda: not rig["r0"].is_usable)
     assert (await rig.get("/health")).status == 503
+
+
+async def test_health_is_503_when_all_replicas_say_nothing_though_they_would_get_the_calls(
+    app, until
+):
+    rig = await app(2, health={"interval_s": 1000})
+    for replica in rig.all():
+        for _ in range(rig.app.config.health.fall):
+            rig.dispatcher.pool.on_event(replica, Event.PROBE_LATE, "no answer")
+    assert all(replica.is_usable for replica in rig.all())
+    reply = await rig.get("/health")
+    assert (reply.status, reply.json()["error_type"]) == (503, "healthcheck")
 
 
 async def test_health_is_200_while_a_replica_is_loading(app):

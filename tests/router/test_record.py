@@ -295,7 +295,8 @@ async def test_a_bug_after_the_whole_reply_adds_no_byte_to_it(
     def broken():
         raise KeyError("x")
 
-    monkeypatch.setattr(rig.app.proxy._budget, "earn", broken)
+    budget = rig.app.proxy._budget_for(rig.dispatcher.pool)
+    monkeypatch.setattr(budget, "earn", broken)
     client = await rig.client()
     with caplog.at_level(logging.ERROR):
         client.post(path, GENERATE)
