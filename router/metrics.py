@@ -23,6 +23,12 @@ MAX_TENANT_LABELS = 64
 OTHER_TENANTS = "other"
 CALL_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800)
 WAIT_BUCKETS = (0.001, 0.01, 0.1, 0.3, 1, 3, 10, 30, 60, 120)
+SHED_REASONS = (
+    "queue_full: it holds all it may; gave_way: to another call, by shares or priority; "
+    "too_late: it would not be served in its time; queue_timeout: it was not; "
+    "no_room: queueing is off; no_replica: none serves or starts; "
+    "connections, client_connections: as many are open as there may be."
+)
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5, 1, 3)
 
 
@@ -71,10 +77,17 @@ class Metrics:
         self._generated = counter("generated_tokens", "Generated tokens.", "model")
         self._retries = counter("retries", "Attempts after the first.", "reason")
         self._resumes = counter(
-            "resumes", "Streams that broke off: resumed, completed or refused.", "model", "outcome"
+            "resumes",
+            "Streams that broke off in mid-answer: resumed elsewhere, completed by the router when "
+            "all was generated, or refused: the client got an error.",
+            "model",
+            "outcome",
         )
         self._hedges = counter(
-            "hedges", "Calls asked of a second replica: its answer won, or not.", "model", "outcome"
+            "hedges",
+            "Calls asked of a second replica: its answer was won, or the first one's kept.",
+            "model",
+            "outcome",
         )
         self._saved_s = counter(
             "gpu_seconds_saved",
@@ -82,8 +95,13 @@ class Metrics:
             "calls usually take and how many run together.",
             "model",
         )
-        self._sheds = counter("sheds", "Calls refused for load.", "reason")
-        self._tenant_sheds = counter("tenant_sheds", "Calls refused for load.", "tenant", "reason")
+        self._sheds = counter("sheds", f"Calls refused for load. {SHED_REASONS}", "reason")
+        self._tenant_sheds = counter(
+            "tenant_sheds",
+            f"The same by tenant, '' being none named. {SHED_REASONS}",
+            "tenant",
+            "reason",
+        )
         self._tenant_tokens = counter(
             "tenant_tokens", "Tokens of calls, also of those that ended early.", "tenant", "kind"
         )
@@ -201,7 +219,9 @@ class _Live:
     def collect(self) -> Iterator[Metric]:
         calls = _gauge("queue_calls", "Calls waiting.", "model")
         held = _gauge("queue_bytes", "Bytes of waiting calls.", "model")
-        tenants = _gauge("tenant_queue_calls", "Calls waiting.", "model", "tenant", "priority")
+        tenants = _gauge(
+            "tenant_queue_calls", "Calls waiting, by whose they are.", "model", "tenant", "priority"
+        )
         requests = _gauge("replica_requests", "Calls in flight.", "model", "replica")
         tokens = _gauge("replica_tokens", "Tokens reserved.", "model", "replica")
         limits = _gauge("replica_request_limit", "Calls it may hold.", "model", "replica")
