@@ -138,7 +138,7 @@ def status(
 
     0 when everything is ready, drained replicas included;
 
-    1 when something runs but not all of it;
+    1 when something runs but not all of it, or the router sends a replica no calls as it is unwell;
 
     3 when nothing runs.
     """

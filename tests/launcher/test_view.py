@@ -186,6 +186,33 @@ def test_a_ready_replica_that_gets_no_calls_is_not_shown_as_well(health):
     assert "gets no calls" not in rendered(status(well))
 
 
+@pytest.mark.parametrize("health", ["suspect", "unhealthy", "ejected"])
+def test_the_headline_and_the_phase_say_that_one_is_not_served_at_80_columns(health):
+    seen = {"id": "replica-1", "health": health, "reason": "no answer to a health check for 5 s"}
+    replicas = [replace(READY, id=f"replica-{index}", pid=1234567) for index in range(4)]
+    shown = status(*overlay(replicas, {"pools": [{"replicas": [seen]}]}))
+    lines = rendered(shown, width=80).splitlines()
+    assert lines[2].rstrip() == "3 of 4 replicas serve"
+    [row] = [line for line in lines if line.startswith("replica-1 ")]
+    assert row.split()[1] == health
+    assert row.rstrip().endswith("no calls")
+    [row] = [line for line in view.plain(shown) if line.startswith("replica-1 ")]
+    assert row.split()[1] == health
+    assert row.endswith(f"the router finds it {health}: no answer to a health check for 5 s")
+    told = list(view.transitions(status(*replicas), shown))
+    assert told[0].startswith(f"replica-1: {health} (gets no calls: ")
+    assert told[1:] == ["3 of 4 replicas serve"]
+    back = list(view.transitions(shown, status(*replicas)))
+    assert back == ["replica-1: ready at http://127.0.0.1:31000", "4 of 4 replicas ready"]
+
+
+def test_a_drained_replica_stays_one_whatever_its_health():
+    seen = {"id": READY.id, "health": "unhealthy", "admin": "draining"}
+    shown = status(*overlay([READY], {"pools": [{"replicas": [seen]}]}))
+    assert view.summary(shown) == "0 of 1 replicas ready, 1 drained"
+    assert "draining" in rendered(shown)
+
+
 def test_why_the_router_sends_nothing_is_told():
     seen = {"id": READY.id, "health": "ejected", "reason": "its first call failed: out of memory"}
     (replica,) = overlay([READY], {"pools": [{"replicas": [seen]}]})
