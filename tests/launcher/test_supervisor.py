@@ -3,11 +3,13 @@
 import asyncio
 import errno
 import os
+import socket
 import threading
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import aiohttp
 import pytest
 import yaml
 
@@ -145,6 +147,20 @@ async def test_no_router_is_no_trouble(supervisor) -> None:
     assert {replica.phase for replica in supervisor._reporter.snapshot().replicas} == {
         Phase.PENDING
     }
+
+
+async def test_a_router_that_hangs_is_told_with_what_happens_next(
+    supervisor, cluster, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(supervisor._client, "_timeout", aiohttp.ClientTimeout(total=0.05))
+    supervisor._router.answering.set()
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(cluster.folder.admin_socket))
+        deaf.listen()
+        for _ in range(3):
+            await supervisor._reporter.push()
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "router.sock (no answer within 0.05 s); asked again every 2 s, and started anew" in said
 
 
 async def test_a_full_disk_does_not_stop_the_telling(supervisor, monkeypatch, caplog) -> None:
