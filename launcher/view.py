@@ -24,6 +24,8 @@ Command = Callable[..., str]
 _DEFAULT: Command = partial(command_line, DEFAULT_CONFIG)
 _NUMBERS = frozenset({"PID", "UPTIME", "RESTARTS"})
 _MOST_NAMED = 5
+_WIDTH = 80  # of a terminal that nobody has made wider
+_NEXT_KEY = ",\n" + " " * 9
 _STYLES = {
     Phase.PENDING: "yellow",
     Phase.STARTING: "cyan",
@@ -125,13 +127,24 @@ def example(status: ClusterStatus) -> list[str]:
     if status.replicas and (first := status.replicas[0]).dialect == "openai":
         path = "/v1/completions"
         body = {"model": first.model, "prompt": "What is Deep Learning?", "max_tokens": 20}
+    elif len({replica.model for replica in status.replicas}) > 1:
+        body = {"model": status.replicas[0].model, **body}
     return [
         f"ready: {endpoint}",
         f"  curl {endpoint}{path} \\",
         *(f"    {option} \\" for option in status.curl_options),
         "    -H 'Content-Type: application/json' \\",
-        f"    -d {shlex.quote(json.dumps(body, separators=(',', ':')))}",
+        *_data(body),
     ]
+
+
+def _data(body: dict[str, object]) -> list[str]:
+    """On one line, or one for each key where a terminal would break it in the middle of a text."""
+    whole = f"    -d {shlex.quote(json.dumps(body, separators=(',', ':')))}"
+    if len(whole) <= _WIDTH:
+        return [whole]
+    parts = (json.dumps({key: value}, separators=(",", ":"))[1:-1] for key, value in body.items())
+    return f"    -d {shlex.quote(f'{{{_NEXT_KEY.join(parts)}}}')}".splitlines()
 
 
 def transitions(

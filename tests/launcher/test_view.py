@@ -63,6 +63,19 @@ def test_the_first_request_can_be_pasted(dialect, path, prompt) -> None:
     assert json.loads(argv[-1])[prompt]
 
 
+def test_the_first_request_names_the_first_of_several_models() -> None:
+    other = replace(READY, id="replica-1", model="small")
+    lines = view.example(status(replace(READY, model="large"), other))[1:]
+    assert max(map(len, lines)) <= 80
+    body = json.loads(shlex.split("\n".join(lines).replace("\\\n", ""))[-1])
+    assert body == {
+        "model": "large",
+        "inputs": "What is Deep Learning?",
+        "parameters": {"max_new_tokens": 20},
+    }
+    assert "model" not in "".join(view.example(status(READY)))
+
+
 def test_the_first_request_says_what_the_endpoint_asks_for_and_shows_no_key() -> None:
     config = {"tls": {"certificate": "/a b/c.pem", "key": "/k.pem"}}
     config["keys"] = [{"name": "a", "hash": f"sha256:{'0' * 64}"}]
