@@ -59,6 +59,7 @@ class CrewStandIn:
     handles = ()
 
     def __init__(self) -> None:
+        self.specs = []
         self.followed = []
 
     def __iter__(self):
@@ -261,6 +262,35 @@ async def test_a_bug_on_the_way_is_told_and_the_stop_still_ends_it(cluster, monk
         assert "nothing was changed" not in error
         assert first.cancelled()
     assert supervisor._router_task.cancelled()  # the one after it, too
+    supervisor._router.close()
+
+
+async def test_a_config_that_is_read_again_leaves_its_differences_in_the_log(
+    cluster, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(router_process, "running_routers", lambda folder: [])
+    monkeypatch.setattr(router_process.RouterKeeper, "_start", lambda keeper: None)
+    caplog.set_level("INFO", logger="launcher")
+
+    def said() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return [line.removeprefix("config: ") for line in lines if line.startswith("config: ")]
+
+    async with keeping(cluster) as supervisor:
+        supervisor._crew.specs = replica_specs(cluster.config)
+        read_again = f"read again from {cluster.path.absolute()}"
+        supervisor.request_reload()
+        await answered(supervisor, changes.read(cluster.folder))
+        assert said() == [read_again, "nothing changed"]
+        args = {"args": {"max-concurrent-requests": 10}}
+        assert not await asked(supervisor, engine=args, router={"queue": {"timeout_s": 33}})
+        first, *differing, router = said()
+        assert first == read_again
+        assert differing == [
+            f"~ replica-{index}: args.max-concurrent-requests: 9 -> 10" for index in (0, 1)
+        ]
+        assert router.startswith("~ router: queue.timeout_s: ")
     supervisor._router.close()
 
 
