@@ -138,7 +138,7 @@ def status(
 
     0 when everything is ready, drained replicas included;
 
-    1 when something runs but not all of it;
+    1 when something runs but not all of it, or the router sends a replica no calls as it is unwell;
 
     3 when nothing runs.
     """
@@ -210,6 +210,9 @@ def ask(
     prompt: str,
     config: Config = FLEET,
     replica: Annotated[str | None, typer.Option(help="Ask this one, past the router.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which one; needed where there are several.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 100,
     key_env: Annotated[
         str, typer.Option(metavar="NAME", help="Variable that holds the API key, if one is needed.")
@@ -219,7 +222,12 @@ def ask(
     from launcher.commands import ask as command
 
     return command.run(
-        config, prompt, replica_id=replica, max_new_tokens=max_new_tokens, key_env=key_env
+        config,
+        prompt,
+        replica_id=replica,
+        model=model,
+        max_new_tokens=max_new_tokens,
+        key_env=key_env,
     )
 
 

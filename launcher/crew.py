@@ -80,6 +80,11 @@ class Crew:
         found = (kept.keeper.instance.handle for kept in self._kept.values())
         return [handle for handle in found if handle is not None]
 
+    @property
+    def specs(self) -> list[ReplicaSpec]:
+        """What is wanted; not those that leave."""
+        return [kept.keeper.spec for kept in self._kept.values()]
+
     # ---- acting
 
     def hire(

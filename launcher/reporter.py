@@ -115,7 +115,8 @@ class Reporter:
             trouble = f"it refused the replica list: {exc}"
             await self._catch_up_epoch()
         except RouterAway as exc:
-            trouble = str(exc) if self._router.answering.is_set() else ""
+            next_step = f"asked again every {BEAT_S:g} s, and started anew if it stays silent"
+            trouble = f"{exc}; {next_step}" if self._router.answering.is_set() else ""
         self._note_trouble(trouble)
 
     def _note_trouble(self, trouble: str) -> None:

@@ -83,9 +83,16 @@ class RouterClient:
             async with self._session.request(method, f"http://admin{path}", json=body) as reply:
                 content = await reply.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
-            why = getattr(exc, "strerror", None) or exc or type(exc).__name__
-            raise RouterAway(f"no router answers at {self._admin_socket} ({why})") from exc
+            raise RouterAway(
+                f"no router answers at {self._admin_socket} ({self._why(exc)})"
+            ) from exc
         return reply.status, content if isinstance(content, dict) else {}
+
+    def _why(self, exc: Exception) -> str:
+        """A timeout has no text of its own, and whoever hangs can only be told by that."""
+        if isinstance(exc, TimeoutError):
+            return f"no answer within {self._timeout.total:g} s"
+        return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
 
 
 def replica_states(state: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -76,6 +76,21 @@ class ReplicaStatus:
         """It serves, or would if no operator had taken it out."""
         return self.phase is Phase.READY or self.drained
 
+    @property
+    def is_shunned(self) -> bool:
+        """It is ready, and the router finds it unwell and sends it nothing."""
+        return self.phase is Phase.READY and bool(self.shunned)
+
+    @property
+    def serves(self) -> bool:
+        """It takes calls."""
+        return self.phase is Phase.READY and not self.shunned
+
+    @property
+    def word(self) -> str:
+        """How it is, in one word: its phase, or what the router finds where that is worse."""
+        return self.shunned.partition(":")[0] if self.is_shunned else str(self.phase)
+
 
 @dataclass(frozen=True, slots=True)
 class RouterStatus:
@@ -143,6 +158,7 @@ class ClusterStatus:
                     "progress": replica.progress,
                     "reason": replica.reason,
                     "shunned": replica.shunned,
+                    "serves": replica.serves,
                     "gpu_trouble": replica.gpu_trouble,
                 }
                 for replica in self.replicas

@@ -268,13 +268,18 @@ class Supervisor:
     ) -> str:
         """Nothing here fails but for a bug, which is told: it takes no other part with it."""
         assert self._crew is not None
-        config = wanted.cluster.config
+        before, config = self._cluster.config, wanted.cluster.config
         self._cluster = wanted.cluster
         self._runtime.use(config)
         self._gpus.seen_to()
         self._reporter.follow(wanted.cluster)
         self._beginning.notes = wanted.notes
         try:
+            changed = [
+                *changes.replica_changes(self._crew.specs, wanted.specs),
+                *changes.runtime_changes(before, config),
+                *changes.router_changes(before, config),
+            ]
             if takes_new_router:
                 await self._exchange_router(group)
             await self._crew.change(wanted.specs, config.runtime)
@@ -282,6 +287,9 @@ class Supervisor:
             log.exception("config: followed in part")
             return f"a bug in the launcher: {exc!r} (see its log); the config is followed in part"
         log.info("config: read again from %s", wanted.cluster.path)
+        is_news = any(change.sign != "=" for change in changed)
+        for line in changed if is_news else ["nothing changed"]:
+            log.info("config: %s", line)
         return ""
 
     async def _exchange_router(self, group: asyncio.TaskGroup) -> None:

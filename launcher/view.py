@@ -24,6 +24,8 @@ Command = Callable[..., str]
 _DEFAULT: Command = partial(command_line, DEFAULT_CONFIG)
 _NUMBERS = frozenset({"PID", "UPTIME", "RESTARTS"})
 _MOST_NAMED = 5
+_WIDTH = 80  # of a terminal that nobody has made wider
+_NEXT_KEY = ",\n" + " " * 9
 _STYLES = {
     Phase.PENDING: "yellow",
     Phase.STARTING: "cyan",
@@ -33,6 +35,8 @@ _STYLES = {
     Phase.STOPPED: "dim",
     Phase.FAILED: "bold red",
 }
+_SHUNNED_STYLE = "bold red"
+_NO_CALLS = "no calls"  # fits beside an address on 80 columns
 
 
 def render(
@@ -89,10 +93,11 @@ def heading(status: ClusterStatus, command: Command = _DEFAULT) -> Iterator[str]
 
 def summary(status: ClusterStatus) -> str:
     """How many take calls, of how many there are to be."""
-    ready = sum(replica.phase is Phase.READY for replica in status.replicas)
+    serving = sum(replica.serves for replica in status.replicas)
+    are = "serve" if any(replica.is_shunned for replica in status.replicas) else "ready"
     drained = sum(replica.drained for replica in status.replicas)
     outdated = sum(replica.is_outdated for replica in status.replicas)
-    text = f"{ready} of {len(status.replicas)} replicas ready"
+    text = f"{serving} of {len(status.replicas)} replicas {are}"
     text += f", {drained} drained" if drained else ""
     return text + (f", {outdated} to be replaced" if outdated else "")
 
@@ -122,13 +127,24 @@ def example(status: ClusterStatus) -> list[str]:
     if status.replicas and (first := status.replicas[0]).dialect == "openai":
         path = "/v1/completions"
         body = {"model": first.model, "prompt": "What is Deep Learning?", "max_tokens": 20}
+    elif len({replica.model for replica in status.replicas}) > 1:
+        body = {"model": status.replicas[0].model, **body}
     return [
         f"ready: {endpoint}",
         f"  curl {endpoint}{path} \\",
         *(f"    {option} \\" for option in status.curl_options),
         "    -H 'Content-Type: application/json' \\",
-        f"    -d {shlex.quote(json.dumps(body, separators=(',', ':')))}",
+        *_data(body),
     ]
+
+
+def _data(body: dict[str, object]) -> list[str]:
+    """On one line, or one for each key where a terminal would break it in the middle of a text."""
+    whole = f"    -d {shlex.quote(json.dumps(body, separators=(',', ':')))}"
+    if len(whole) <= _WIDTH:
+        return [whole]
+    parts = (json.dumps({key: value}, separators=(",", ":"))[1:-1] for key, value in body.items())
+    return f"    -d {shlex.quote(f'{{{_NEXT_KEY.join(parts)}}}')}".splitlines()
 
 
 def transitions(
@@ -139,7 +155,7 @@ def transitions(
     known = {replica.id: replica for replica in before.replicas} if before else {}
     for replica in after.replicas:
         earlier = known.get(replica.id)
-        if earlier is None or earlier.phase is not replica.phase:
+        if earlier is None or earlier.word != replica.word:
             yield _line(replica, command)
         elif replica.progress and earlier.progress != replica.progress:
             yield f"{replica.id}: {replica.phase}: {replica.progress}"
@@ -153,13 +169,15 @@ def transitions(
 
 
 def _line(replica: ReplicaStatus, command: Command) -> str:
-    where = f" at {replica.url}" if replica.phase is Phase.READY else ""
+    where = f" at {replica.url}" if replica.serves else ""
     said = _drained(replica, command) if replica.drained else replica.reason
-    return f"{replica.id}: {replica.phase}{where}" + (f" ({said})" if said else "")
+    if replica.is_shunned:
+        said = _shunned(replica)
+    return f"{replica.id}: {replica.word}{where}" + (f" ({said})" if said else "")
 
 
 def _table(status: ClusterStatus, command: Command) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     for name in _columns(status):
         justify = "right" if name in _NUMBERS else "left"
         # Only the last column gives way on a narrow terminal; ids and URLs must stay whole.
@@ -167,8 +185,10 @@ def _table(status: ClusterStatus, command: Command) -> Table:
     for replica in status.replicas:
         name, phase, *cells, detail = _row(replica, command)
         # Text, not str: a log line may hold what rich would take for markup.
-        last = Text(detail, no_wrap=True, overflow="ellipsis")
-        table.add_row(name, Text(phase, style=_STYLES[replica.phase]), *cells, last)
+        short = _NO_CALLS if replica.is_shunned else detail  # all of it stands below the table
+        last = Text(short, no_wrap=True, overflow="ellipsis")
+        style = _SHUNNED_STYLE if replica.is_shunned else _STYLES[replica.phase]
+        table.add_row(name, Text(phase, style=style), *cells, last)
     return table
 
 
@@ -181,7 +201,7 @@ def _columns(status: ClusterStatus) -> tuple[str, ...]:
 def _row(replica: ReplicaStatus, command: Command) -> tuple[str, ...]:
     return (
         replica.id,
-        str(replica.phase),
+        replica.word,
         (replica.container or "")[:12] or str(replica.pid or "-"),
         _duration(uptime_s(replica)),
         str(replica.restarts),
@@ -198,7 +218,7 @@ def _below(status: ClusterStatus, command: Command) -> Iterator[str]:
         is_away = replica.phase in (Phase.PENDING, Phase.FAILED, Phase.STOPPED)
         if (
             replica.drained
-            or replica.shunned
+            or replica.is_shunned
             or replica.gpu_trouble
             or _is_held_up(replica)
             or (is_away and replica.reason and not status.is_stopping)
@@ -210,8 +230,8 @@ def _detail(replica: ReplicaStatus, command: Command) -> str:
     calls = replica.in_flight
     if replica.drained:
         return _drained(replica, command)
-    if replica.shunned:
-        return f"gets no calls: the router finds it {replica.shunned}"
+    if replica.is_shunned:
+        return _shunned(replica)
     if _is_held_up(replica):  # rather than the calls it has
         return replica.reason
     if replica.phase is Phase.READY:
@@ -227,6 +247,10 @@ def _detail(replica: ReplicaStatus, command: Command) -> str:
 def _is_held_up(replica: ReplicaStatus) -> bool:
     """It runs, and should not any more: what would replace it fails, or it cannot be stopped."""
     return replica.phase in (Phase.READY, Phase.DRAINING) and replica.is_in_trouble
+
+
+def _shunned(replica: ReplicaStatus) -> str:
+    return f"gets no calls: the router finds it {replica.shunned}"
 
 
 def _drained(replica: ReplicaStatus, command: Command) -> str:

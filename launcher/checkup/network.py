@@ -25,10 +25,15 @@ _TGI_FIXED_SINCE, _TGI_FIXED_UNTIL, _TGI_FIXED_PORT = (2, 3, 0), (3, 3, 0), 9000
 
 
 def _endpoint(subject: Subject) -> Iterator[Finding]:
-    from launcher.commands.validate import open_endpoint
+    from launcher.commands.validate import open_endpoint, require_pair
 
     assert subject.router is not None
     found = False
+    try:
+        require_pair(subject.router)
+    except StartError as exc:
+        found = True
+        yield failed_by(exc)
     for warning in open_endpoint(subject.router):
         what, _, advice = warning.partition("; ")
         found = True

@@ -5,11 +5,12 @@ goes to standard output, the numbers to standard error.
 """
 
 import asyncio
+import json
 import os
 import ssl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from launcher import status
 from launcher.cluster import Cluster
 from router.config import RouterConfig
 from router.config.tls_files import client_context
-from router.errors import OperatorError
+from router.errors import ConfigError, ConfigProblem, OperatorError
 
 REPLICA_HEADER = "x-fleet-replica"
 
@@ -35,21 +36,38 @@ class Way:
     tls: ssl.SSLContext | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked; with no model named, of the only one."""
+
+    prompt: str
+    model: str | None
+    max_new_tokens: int
+
+    def as_json(self, body: dict[str, Any]) -> str:
+        """The client's body, and the model, which it has no word for."""
+        return json.dumps(body if self.model is None else {"model": self.model, **body})
+
+
 def run(
     path: Path,
     prompt: str,
     *,
     replica_id: str | None = None,
+    model: str | None = None,
     max_new_tokens: int = 100,
     key_env: str = "FLEET_API_KEY",
     timeout_s: float = 600.0,
 ) -> int:
     cluster = Cluster.load(path)
+    if model is None and replica_id is None:
+        _require_one_model(cluster)
     current = asyncio.run(status.read(cluster))
     url = _url(current, replica_id, cluster)
     way = _way(cluster.config.router, key_env) if replica_id is None else Way()
     try:
-        return asyncio.run(_ask(url, way, prompt, replica_id, max_new_tokens, timeout_s))
+        question = Question(prompt, model, max_new_tokens)
+        return asyncio.run(_ask(url, way, question, replica_id, timeout_s))
     except (aiohttp.ClientConnectionError, ConnectionError) as exc:
         raise OperatorError(
             f"nothing answers at {url} ({exc}); start it with `{cluster.command('up')}` "
@@ -57,6 +75,15 @@ def run(
         ) from exc
     except TimeoutError as exc:
         raise OperatorError(f"no whole answer from {url} within {timeout_s:g} s") from exc
+
+
+def _require_one_model(cluster: Cluster) -> None:
+    """Raises ConfigError: the router would not know which one is meant."""
+    names = [model.served_name for model in cluster.config.models]
+    if len(names) > 1:
+        expected = f"--model with one of: {', '.join(names)}"
+        found = f"{len(names)} models"
+        raise ConfigError([ConfigProblem(str(cluster.path), None, "", found, expected)])
 
 
 def _url(current: status.ClusterStatus, replica_id: str | None, cluster: Cluster) -> str:
@@ -88,7 +115,7 @@ def _way(router: RouterConfig, key_env: str) -> Way:
 
 
 async def _ask(
-    url: str, way: Way, prompt: str, replica_id: str | None, max_new_tokens: int, timeout_s: float
+    url: str, way: Way, question: Question, replica_id: str | None, timeout_s: float
 ) -> int:
     from text_generation import AsyncClient
     from text_generation import errors as theirs
@@ -100,10 +127,12 @@ async def _ask(
         if isinstance(kind, type) and issubclass(kind, Exception)
     )
     tokens, begun_s = 0, time.monotonic()
-    with _reply_headers(way.tls) as seen:
+    with _reply_headers(way.tls, question.as_json) as seen:
         client = AsyncClient(url, headers=way.headers, timeout=int(timeout_s))
         try:
-            stream: Any = client.generate_stream(prompt, max_new_tokens=max_new_tokens)
+            stream: Any = client.generate_stream(
+                question.prompt, max_new_tokens=question.max_new_tokens
+            )
             async for event in stream:
                 tokens += 1
                 if not event.token.special:
@@ -118,10 +147,12 @@ async def _ask(
 
 
 @contextmanager
-def _reply_headers(tls: ssl.SSLContext | None) -> Iterator[SimpleNamespace]:
+def _reply_headers(
+    tls: ssl.SSLContext | None, as_json: Callable[[dict[str, Any]], str]
+) -> Iterator[SimpleNamespace]:
     """The reply's headers, which the client keeps to itself: its session is given a trace.
 
-    And the certificate to trust, which it cannot be told either.
+    And the certificate to trust and how to write the body, which it cannot be told either.
     """
     from text_generation import client as module
 
@@ -137,7 +168,9 @@ def _reply_headers(tls: ssl.SSLContext | None) -> Iterator[SimpleNamespace]:
     def session(**options: Any) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(ssl=tls if tls is not None else True)
         opened: aiohttp.ClientSession
-        opened = original(trace_configs=[trace], connector=connector, **options)
+        opened = original(
+            trace_configs=[trace], connector=connector, json_serialize=as_json, **options
+        )
         return opened
 
     module.ClientSession = session

@@ -6,9 +6,12 @@ not, what it does remember is said. Changes nothing.
 
 import asyncio
 import json
+import re
 import shutil
 import sys
+from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from launcher.router_process import LOG_NAME
 from router.errors import OperatorError
 
 MOST_OTHERS = 5
+MOST_LOGGED = 1024
+_FAILED = re.compile(rb'"status":(?!499)[45]\d\d,')
 FOUND, NOT_FOUND = 0, 1
 _KINDS = {
     "recent": "the last {:,}",
@@ -40,12 +45,17 @@ def run(
     cluster = Cluster.load_leniently(path, is_quiet=as_json)
     told = asyncio.run(_ask(cluster, call_id, "failed" if last_failed else "slow"))
     calls = told.get("calls") or []
-    if not calls and call_id is not None:
-        calls = [story_view.from_log(line) for line in _logged(cluster, call_id)]
+    is_logged = not calls and not slowest
+    if is_logged:
+        wanted = _FAILED if call_id is None else _of_call(call_id)
+        calls = [story_view.from_log(line) for line in _logged(cluster, wanted)]
     if as_json:
         print(json.dumps({"calls": calls, "remembered": told.get("remembered")}, indent=2))
     elif calls:
-        _show(calls, told, cluster, is_list=call_id is None)
+        _show(calls[0])
+        if is_logged:
+            print(f"\nThis is from the router's log, {_why_from_log(calls[0], call_id, told)}.")
+        _show_others(calls[1:], is_list=call_id is None)
     else:
         what = f"call {call_id!r}" if call_id is not None else "failed call" * last_failed or "call"
         raise OperatorError(_not_found(what, told, cluster))
@@ -61,19 +71,22 @@ async def _ask(cluster: Cluster, call_id: str | None, kind: str) -> dict[str, An
         return {"away": str(exc)}
 
 
-def _logged(cluster: Cluster, call_id: str) -> list[dict[str, Any]]:
-    """The call's lines in the router's log, the latest first."""
+def _of_call(call_id: str) -> re.Pattern[bytes]:
+    return re.compile(re.escape(f'"id":{json.dumps(call_id)},'.encode()))
+
+
+def _logged(cluster: Cluster, wanted: re.Pattern[bytes]) -> list[dict[str, Any]]:
+    """The latest lines of such calls in the router's log, the last one first."""
     log = cluster.folder.log(LOG_NAME)
-    found = [*_lines(log_files.previous(log), call_id), *_lines(log, call_id)]
-    return found[::-1]
+    both = chain(_lines(log_files.previous(log), wanted), _lines(log, wanted))
+    return list(deque(both, MOST_LOGGED))[::-1]
 
 
-def _lines(log: Path, call_id: str) -> Iterator[dict[str, Any]]:
-    wanted = f'"id":{json.dumps(call_id)},'.encode()
+def _lines(log: Path, wanted: re.Pattern[bytes]) -> Iterator[dict[str, Any]]:
     try:
         with log.open("rb") as file:
             for line in file:
-                if wanted in line and b'"event":"call"' in line:
+                if wanted.search(line) and b'"event":"call"' in line:
                     yield json.loads(line)
     except (OSError, ValueError):  # no log, or one that is being cut
         return
@@ -82,15 +95,13 @@ def _lines(log: Path, call_id: str) -> Iterator[dict[str, Any]]:
 # ---- showing
 
 
-def _show(
-    calls: list[dict[str, Any]], told: dict[str, Any], cluster: Cluster, *, is_list: bool
-) -> None:
-    first, *others = calls
+def _show(call: dict[str, Any]) -> None:
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in story_view.lines(first, width):
+    for line in story_view.lines(call, width):
         print(line)
-    if not first["steps"]:
-        print(f"\nThis is from the router's log, {_why_from_log(first, told)}.")
+
+
+def _show_others(others: list[dict[str, Any]], *, is_list: bool) -> None:
     if others and is_list:
         print("\nothers:")
         for story in others[:MOST_OTHERS]:
@@ -99,12 +110,14 @@ def _show(
         print(f"\n{len(others)} earlier calls had the same id; --json has them all")
 
 
-def _why_from_log(call: dict[str, Any], told: dict[str, Any]) -> str:
+def _why_from_log(call: dict[str, Any], call_id: str | None, told: dict[str, Any]) -> str:
     remembered = told.get("remembered")
     if remembered is None:
         return f"as {told['away']}"
     if call["arrived"] < remembered["router_began"]:
         return f"as the router was restarted since, at {remembered['router_began']}"
+    if call_id is None:  # it may be one that the router does not count as failed
+        return f"as no failed call is remembered: {_memory(told)}"
     return f"as it was forgotten: {_memory(told)}"
 
 

@@ -1,7 +1,8 @@
 """`launcher status`: what runs right now, for people or (`--json`) for scripts. Changes nothing.
 
 The exit code is the answer in short: 0 when all that the config wants is up (drained replicas
-count), 1 when something runs but not all of it, 3 when nothing runs.
+count), 1 when something runs but not all of it, or a replica gets no calls because of its health,
+3 when nothing runs.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ def exit_code(current: "ClusterStatus", wanted: set[str]) -> int:
     """
     if not current.runs:
         return NOTHING_RUNS
-    up = {replica.id for replica in current.replicas if replica.is_up}
+    up = {one.id for one in current.replicas if one.is_up and not one.is_shunned}
     is_all_up = bool(wanted) and wanted <= up
     return READY if is_all_up and current.router_serves else NOT_READY
 

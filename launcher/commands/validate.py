@@ -20,18 +20,16 @@ if TYPE_CHECKING:
     from launcher.config import ClusterConfig, ModelConfig
     from launcher.device_request import DeviceRequest
     from launcher.placement import ReplicaSpec
-    from router.config import RouterConfig, RouterFile
+    from router.config import RouterConfig, RouterFile, TlsConfig
 
 
 def run(file: Path) -> int:
     try:
         lines, warnings = summary(file)
     except ConfigError as exc:
-        for problem in exc.problems:
-            print(problem, file=sys.stderr)
-        found = len(exc.problems)
-        print(f"{file}: {found} problem{'' if found == 1 else 's'}", file=sys.stderr)
-        return exc.exit_code
+        return _refused(file, list(map(str, exc.problems)))
+    except StartError as exc:  # a router could not start with it
+        return _refused(file, [f"{file}: {exc}"])
     print(f"{file}: fine")
     for name, value in lines:
         print(f"  {name:<9}{value}")
@@ -40,11 +38,19 @@ def run(file: Path) -> int:
     return 0
 
 
+def _refused(file: Path, problems: list[str]) -> int:
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{file}: {count(len(problems), 'problem')}", file=sys.stderr)
+    return ConfigError.exit_code
+
+
 Lines = list[tuple[str, str]]
 
 
 def summary(file: Path) -> tuple[Lines, list[str]]:
-    """Label and text of each line, and the warnings. Raises ConfigError."""
+    """Label and text of each line, and the warnings. Raises ConfigError, and StartError for a
+    certificate and a key that are there and of no use."""
     from launcher.config import ClusterConfig
     from router.config import RouterFile, load_model, read_source
 
@@ -52,8 +58,10 @@ def summary(file: Path) -> tuple[Lines, list[str]]:
     source = read_source(file)
     if "replicas" in source.value and "models" not in source.value:
         alone = load_model(source, RouterFile)
+        require_pair(alone.router)
         return list(_router_lines(alone)), list(open_endpoint(alone.router))
     config = load_model(source, ClusterConfig)
+    require_pair(config.router)
     lines = list(_cluster_lines(config, source.value["models"]))
     warnings = [*_missing_programs(config), *_missing_tokens(config)]
     return lines, [*warnings, *open_endpoint(config.router)]
@@ -159,7 +167,6 @@ def _missing_tokens(config: "ClusterConfig") -> Iterator[str]:
 def open_endpoint(router: "RouterConfig") -> Iterator[str]:
     """Without keys, who reaches the endpoint may use it; without TLS, others read what is said."""
     from router.config import is_loopback
-    from router.config.tls_files import server_context
 
     if not is_loopback(router.host):
         if not router.keys:
@@ -174,7 +181,23 @@ def open_endpoint(router: "RouterConfig") -> Iterator[str]:
                 "router.tls, or keep the endpoint behind a proxy that has it"
             )
     if router.tls is not None:
+        yield from _unreadable(router.tls)
+
+
+def _unreadable(tls: "TlsConfig") -> Iterator[str]:
+    """They may still have to be put there, or be readable only for who starts the router."""
+    for field, path in (("certificate", tls.certificate), ("key", tls.key)):
         try:
-            server_context(router.tls)
-        except StartError as exc:
-            yield str(exc)
+            with open(path, "rb"):
+                pass
+        except OSError as exc:
+            found = f"a file that cannot be read ({exc.strerror})"
+            yield f"router.tls.{field}: {path}: found {found}, expected a PEM file"
+
+
+def require_pair(router: "RouterConfig") -> None:
+    """Raises StartError when both files can be read and are of no use together."""
+    from router.config.tls_files import server_context
+
+    if router.tls is not None and not any(_unreadable(router.tls)):
+        server_context(router.tls)

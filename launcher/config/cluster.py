@@ -14,7 +14,10 @@ from launcher.engines import ENGINES
 from router.config import RouterConfig, StrictModel, load_model, read_source
 from router.config.mismatch import Mismatch, refuse
 from router.config.mismatch import Path as KeyPath
-from router.config.words import count, quoted
+from router.config.words import count, did_you_mean, quoted
+
+_ARGS_THAT_NAME = frozenset({"lora-modules", "alias"})
+"""Of engines: they serve under more names than the config has, which keys may have as well."""
 
 
 class ClusterConfig(StrictModel):
@@ -66,6 +69,7 @@ class ClusterConfig(StrictModel):
             yield from self._engine_mismatches(index, model)
         yield from self._shared_devices()
         yield from self._all_devices()
+        yield from self._models_of_keys()
         total = sum(model.replica_count or 1 for model in self.models)
         if self.runtime.first_port + total > 65_536:
             expected = f"at most {65_536 - total}, so that {count(total, 'replica')} get ports"
@@ -127,6 +131,22 @@ class ClusterConfig(StrictModel):
                 other = next(user for user in users if user != index)
                 expected = f"a number of GPUs or named ones, as models[{other}] needs some, too"
                 yield Mismatch(("models", index, "devices"), "all", expected)
+
+    def _models_of_keys(self) -> Iterator[Mismatch]:
+        """A key for a model that nobody serves lets its holder do nothing, without a word."""
+        names = [model.served_name for model in self.models]
+        if any(_may_name_others(self.engine_of(model)) for model in self.models):
+            return
+        for index, key in enumerate(self.router.keys):
+            if unknown := [name for name in key.models or () if name not in names]:
+                expected = did_you_mean(unknown[0], names)
+                found = ", ".join(map(quoted, unknown))
+                yield Mismatch(("router", "keys", index, "models"), found, expected)
+
+
+def _may_name_others(engine: EngineConfig) -> bool:
+    given = (engine.args, *(engine.per_replica or ()))
+    return any(not _ARGS_THAT_NAME.isdisjoint(args) for args in given)
 
 
 def load_cluster_config(path: Path) -> ClusterConfig:

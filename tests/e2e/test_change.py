@@ -209,6 +209,7 @@ def test_sighup_has_a_detached_launcher_follow_its_edited_config(fleet):
     assert after["launcher"]["pid"] == launcher
     assert pids(before).items() <= pids(after).items()
     fleet.until_ready()
+    assert "config: + replica-4: simulator serving gpu-fleet/simulated-7b" in launcher_log(fleet)
 
 
 ON_A_TERMINAL = """

@@ -87,6 +87,25 @@ def test_status_before_the_first_start(fleet) -> None:
     assert not fleet.state_dir.exists()  # looking changes nothing
 
 
+def test_one_of_several_models_is_asked_by_its_name(fleet) -> None:
+    fleet.config["models"] = [
+        {"id": "gpu-fleet/simulated-7b", "name": name, "replicas": 1} for name in ("large", "small")
+    ]
+    fleet.write()
+    said = fleet.run("up", "-d").stdout
+    fleet.until_ready()
+    ready = said.index("  curl http")
+    curl = subprocess.run(["bash", "-c", said[ready:].partition("\n\n")[0]], capture_output=True)
+    assert b"generated_text" in curl.stdout, said
+    unnamed = fleet.run("ask", "hi", rc=2)
+    assert "found 2 models, expected --model with one of: large, small" in unnamed.stderr
+    answer = fleet.run("ask", "hi", "--model", "small", "--max-new-tokens", "3")
+    assert answer.stderr.strip().endswith("from small-0")
+    assert (
+        "expected one of: 'large', 'small'" in fleet.run("ask", "hi", "--model", "x", rc=1).stderr
+    )
+
+
 def test_ask_streams_an_answer_and_names_the_replica(fleet) -> None:
     fleet.up()
     through_router = fleet.run("ask", "What is Deep Learning?", "--max-new-tokens", "7")

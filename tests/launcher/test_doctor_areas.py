@@ -279,3 +279,7 @@ def test_an_endpoint_with_keys_and_tls_may_be_reached(load, tmp_path) -> None:
         "pass",
         "0.0.0.0 asks for a key, over TLS; 1 name may call",
     )
+    pem.write_text("no certificate")
+    finding = only(load(router=router), "endpoint")
+    assert finding.verdict == "fail"
+    assert finding.found.startswith(f"router.tls.certificate: {pem}: found no such thing")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from launcher import story_view
 from launcher.commands import explain
 from router.errors import OperatorError
 
@@ -75,6 +76,53 @@ def test_a_call_nobody_knows_says_where_to_look(config, folder, capsys):
 def test_without_a_router_there_is_no_last_failed_call(config):
     with pytest.raises(OperatorError, match="no failed call is remembered: no router answers"):
         explain.run(config(CALL), None, last_failed=True)
+
+
+def test_the_last_failed_call_is_looked_up_in_the_log_where_none_is_remembered(config, capsys):
+    failed = [{**CALL, "id": f"failed-{status}", "status": status} for status in (400, 503)]
+    config({**CALL, "id": "oldest", "status": 500}, name="router.log.1")
+    path = config(*failed, {**CALL, "id": "gone", "status": 499}, CALL, {**CALL, "event": "x"})
+    assert explain.run(path, None, last_failed=True) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("call failed-503: 503 by replica-1\n")
+    assert "This is from the router's log, as no router answers at " in said
+    others = said.partition("others:\n")[2].splitlines()
+    assert [line.split()[-1] for line in others] == ["failed-400", "oldest"]
+
+
+class RouterStandIn:
+    """Remembers these calls."""
+
+    def __init__(self, *calls):
+        memory = {"calls": len(calls), "since": "2026-01-02T03:04:05.000Z"}
+        kinds = dict.fromkeys(("recent", "failed", "slow"), memory)
+        self.told = {"calls": list(calls), "remembered": kinds | {"calls": len(calls)}}
+        self.told["remembered"]["router_began"] = "2026-01-02T03:00:00.000Z"
+
+    async def tell(self, cluster, call_id, kind):
+        return self.told
+
+
+def test_a_call_that_was_refused_before_it_was_read_is_remembered_all_the_same(
+    config, capsys, monkeypatch
+):
+    """It has left no steps behind, as one of the log has none."""
+    refused = {**CALL, "id": "b", "status": 429, "error": "too many", "error_class": "RateLimited"}
+    refused = story_view.from_log(refused)
+    monkeypatch.setattr(explain, "_ask", RouterStandIn(refused, refused).tell)
+    assert explain.run(config(CALL), None, last_failed=True) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("call b: 429")
+    assert "from the router's log" not in said
+    assert "others:\n" in said
+
+
+def test_why_a_failed_call_of_the_log_is_not_remembered(config, capsys, monkeypatch):
+    monkeypatch.setattr(explain, "_ask", RouterStandIn().tell)
+    assert explain.run(config({**CALL, "status": 404}), None, last_failed=True) == 0
+    assert "as no failed call is remembered: this router began at " in capsys.readouterr().out
+    assert explain.run(config(CALL), "a/b") == 0
+    assert "as it was forgotten: this router began at " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

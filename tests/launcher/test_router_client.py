@@ -53,7 +53,7 @@ async def test_a_deaf_router_is_not_waited_for(folder) -> None:
         deaf.bind(str(folder.admin_socket))
         deaf.listen()
         async with RouterClient(folder.admin_socket, timeout_s=0.05) as client:
-            with pytest.raises(RouterAway):
+            with pytest.raises(RouterAway, match=r"router\.sock \(no answer within 0\.05 s\)$"):
                 await client.state()
 
 

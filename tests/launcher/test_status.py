@@ -211,6 +211,24 @@ def test_the_exit_code_says_whether_what_is_wanted_is_up(phases, router, code: i
     assert status_command.exit_code(shown, {"a", "b"}) == code
 
 
+@pytest.mark.parametrize(
+    ("health", "admin", "code"),
+    [
+        *((health, "active", 1) for health in ("unhealthy", "suspect", "ejected")),
+        ("unhealthy", "draining", 0),
+        ("warming", "active", 0),
+    ],
+)
+def test_a_replica_that_gets_no_calls_because_of_its_health_is_not_up(health, admin, code) -> None:
+    seen = {"pools": [{"replicas": [{"id": "a", "health": health, "admin": admin}]}]}
+    replicas = status.overlay([ReplicaStatus("a", "m", Phase.READY, pid=7)], seen)
+    shown = ClusterStatus("c", "http://e", replicas, RouterStatus(Phase.READY, 5))
+    assert status_command.exit_code(shown, {"a"}) == code
+    told = shown.as_json()["replicas"][0]
+    phase = "draining" if admin == "draining" else "ready"
+    assert (told["phase"], told["serves"]) == (phase, health == "warming")
+
+
 def test_where_nobody_can_tell_what_is_wanted_not_all_is_up() -> None:
     replicas = (ReplicaStatus("a", "m", Phase.READY),)
     shown = ClusterStatus("c", None, replicas, RouterStatus(Phase.READY, 1), launcher_pid=1)

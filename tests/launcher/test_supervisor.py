@@ -3,11 +3,13 @@
 import asyncio
 import errno
 import os
+import socket
 import threading
 import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
+import aiohttp
 import pytest
 import yaml
 
@@ -57,6 +59,7 @@ class CrewStandIn:
     handles = ()
 
     def __init__(self) -> None:
+        self.specs = []
         self.followed = []
 
     def __iter__(self):
@@ -145,6 +148,20 @@ async def test_no_router_is_no_trouble(supervisor) -> None:
     assert {replica.phase for replica in supervisor._reporter.snapshot().replicas} == {
         Phase.PENDING
     }
+
+
+async def test_a_router_that_hangs_is_told_with_what_happens_next(
+    supervisor, cluster, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(supervisor._client, "_timeout", aiohttp.ClientTimeout(total=0.05))
+    supervisor._router.answering.set()
+    with socket.socket(socket.AF_UNIX) as deaf:
+        deaf.bind(str(cluster.folder.admin_socket))
+        deaf.listen()
+        for _ in range(3):
+            await supervisor._reporter.push()
+    [said] = [record.getMessage() for record in caplog.records]
+    assert "router.sock (no answer within 0.05 s); asked again every 2 s, and started anew" in said
 
 
 async def test_a_full_disk_does_not_stop_the_telling(supervisor, monkeypatch, caplog) -> None:
@@ -245,6 +262,35 @@ async def test_a_bug_on_the_way_is_told_and_the_stop_still_ends_it(cluster, monk
         assert "nothing was changed" not in error
         assert first.cancelled()
     assert supervisor._router_task.cancelled()  # the one after it, too
+    supervisor._router.close()
+
+
+async def test_a_config_that_is_read_again_leaves_its_differences_in_the_log(
+    cluster, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(router_process, "running_routers", lambda folder: [])
+    monkeypatch.setattr(router_process.RouterKeeper, "_start", lambda keeper: None)
+    caplog.set_level("INFO", logger="launcher")
+
+    def said() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return [line.removeprefix("config: ") for line in lines if line.startswith("config: ")]
+
+    async with keeping(cluster) as supervisor:
+        supervisor._crew.specs = replica_specs(cluster.config)
+        read_again = f"read again from {cluster.path.absolute()}"
+        supervisor.request_reload()
+        await answered(supervisor, changes.read(cluster.folder))
+        assert said() == [read_again, "nothing changed"]
+        args = {"args": {"max-concurrent-requests": 10}}
+        assert not await asked(supervisor, engine=args, router={"queue": {"timeout_s": 33}})
+        first, *differing, router = said()
+        assert first == read_again
+        assert differing == [
+            f"~ replica-{index}: args.max-concurrent-requests: 9 -> 10" for index in (0, 1)
+        ]
+        assert router.startswith("~ router: queue.timeout_s: ")
     supervisor._router.close()
 
 

@@ -5,9 +5,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher.commands import validate
 from launcher.commands import version as version_command
+from tests.fakes.certificates import Authority
 
 
 @pytest.fixture
@@ -172,5 +174,38 @@ def test_a_certificate_that_cannot_be_used_is_a_warning(check) -> None:
     code, out, err = check(f"router: {{{tls}, {KEYS}, host: 0.0.0.0}}\nmodels: [m]")
     assert code == 0
     assert any("https://0.0.0.0:8080" in line for line in out)
-    [warning] = err
-    assert warning.startswith("warning: router.tls.certificate: /nowhere/a.pem: found a file that")
+    first, second = err
+    assert first.startswith("warning: router.tls.certificate: /nowhere/a.pem: found a file that")
+    assert second.startswith("warning: router.tls.key: /nowhere/b.pem: found a file that cannot be")
+
+
+@pytest.mark.parametrize("rest", ["models: [m]", "replicas: [http://h:1]"])
+def test_a_key_of_another_certificate_is_a_problem(check, tmp_path, rest: str) -> None:
+    pems = Authority(tmp_path)
+    one, other = pems.files("one"), pems.files("other")
+
+    def checked(**tls):
+        return check(yaml.safe_dump({"router": {"tls": tls}, **yaml.safe_load(rest)}))
+
+    assert checked(**one)[0] == 0
+    code, out, err = checked(**one | {"key": other["key"]})
+    assert (code, out) == (2, [])
+    problem, total = err
+    assert problem.startswith(f"c.yaml: router.tls.key: {other['key']}: found the key of another")
+    assert total == "c.yaml: 1 problem"
+
+
+def test_a_key_for_a_model_that_nobody_serves_is_a_problem(check) -> None:
+    key = f"{{name: a, hash: 'sha256:{'0' * 64}', models: [large, smal]}}"
+    models = "[{id: org/a, name: large}, {id: org/b, name: small}]"
+    good = key.replace("smal", "small").replace("00", "11").replace("name: a", "name: b")
+    text = f"models: {models}\nrouter:\n  keys:\n  - {good}\n  - {key}\n"
+    code, _, err = check(text)
+    assert code == 2
+    assert err[0].startswith(
+        'c.yaml:5: router.keys[1].models: found "smal", expected one of: large, small'
+    )
+    assert check(text.replace("smal]", "small]"))[0] == 0
+    # An engine may serve adapters under names of their own.
+    adapters = "engine: {name: vllm, args: {enable-lora: true, lora-modules: smal=/loras/smal}}\n"
+    assert check(text + adapters)[0] == 0

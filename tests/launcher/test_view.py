@@ -63,6 +63,19 @@ def test_the_first_request_can_be_pasted(dialect, path, prompt) -> None:
     assert json.loads(argv[-1])[prompt]
 
 
+def test_the_first_request_names_the_first_of_several_models() -> None:
+    other = replace(READY, id="replica-1", model="small")
+    lines = view.example(status(replace(READY, model="large"), other))[1:]
+    assert max(map(len, lines)) <= 80
+    body = json.loads(shlex.split("\n".join(lines).replace("\\\n", ""))[-1])
+    assert body == {
+        "model": "large",
+        "inputs": "What is Deep Learning?",
+        "parameters": {"max_new_tokens": 20},
+    }
+    assert "model" not in "".join(view.example(status(READY)))
+
+
 def test_the_first_request_says_what_the_endpoint_asks_for_and_shows_no_key() -> None:
     config = {"tls": {"certificate": "/a b/c.pem", "key": "/k.pem"}}
     config["keys"] = [{"name": "a", "hash": f"sha256:{'0' * 64}"}]
@@ -184,6 +197,33 @@ def test_a_ready_replica_that_gets_no_calls_is_not_shown_as_well(health):
     assert f"gets no calls: the router finds it {health}" in text
     (well,) = overlay([replica], {"pools": [{"replicas": [{"id": READY.id, "health": "healthy"}]}]})
     assert "gets no calls" not in rendered(status(well))
+
+
+@pytest.mark.parametrize("health", ["suspect", "unhealthy", "ejected"])
+def test_the_headline_and_the_phase_say_that_one_is_not_served_at_80_columns(health):
+    seen = {"id": "replica-1", "health": health, "reason": "no answer to a health check for 5 s"}
+    replicas = [replace(READY, id=f"replica-{index}", pid=1234567) for index in range(4)]
+    shown = status(*overlay(replicas, {"pools": [{"replicas": [seen]}]}))
+    lines = rendered(shown, width=80).splitlines()
+    assert lines[2].rstrip() == "3 of 4 replicas serve"
+    [row] = [line for line in lines if line.startswith("replica-1 ")]
+    assert row.split()[1] == health
+    assert row.rstrip().endswith("no calls")
+    [row] = [line for line in view.plain(shown) if line.startswith("replica-1 ")]
+    assert row.split()[1] == health
+    assert row.endswith(f"the router finds it {health}: no answer to a health check for 5 s")
+    told = list(view.transitions(status(*replicas), shown))
+    assert told[0].startswith(f"replica-1: {health} (gets no calls: ")
+    assert told[1:] == ["3 of 4 replicas serve"]
+    back = list(view.transitions(shown, status(*replicas)))
+    assert back == ["replica-1: ready at http://127.0.0.1:31000", "4 of 4 replicas ready"]
+
+
+def test_a_drained_replica_stays_one_whatever_its_health():
+    seen = {"id": READY.id, "health": "unhealthy", "admin": "draining"}
+    shown = status(*overlay([READY], {"pools": [{"replicas": [seen]}]}))
+    assert view.summary(shown) == "0 of 1 replicas ready, 1 drained"
+    assert "draining" in rendered(shown)
 
 
 def test_why_the_router_sends_nothing_is_told():
