@@ -344,18 +344,21 @@ async def test_a_failed_generation_is_told_as_the_clients_know_it(failing):
         Client(endpoint).generate(PROMPT)
 
 
-async def test_a_stream_that_fails_midway_raises_after_its_tokens(failing):
+async def test_a_stream_that_fails_midway_and_cannot_go_on_raises_after_its_tokens(failing):
+    """Sampled with a seed of its own: another replica could only draw another text."""
+    seeded = {"do_sample": True, "seed": 1}
     endpoint = failing("die_mid_stream", after_events=3)
     got = []
     with pytest.raises(GenerationError, match="injected fault"):
-        got.extend(event for event in Client(endpoint).generate_stream(PROMPT))
+        got.extend(event for event in Client(endpoint).generate_stream(PROMPT, **seeded))
     assert len(got) == 3
     endpoint = failing("cut_mid_event", after_events=3)
-    events = AsyncClient(endpoint).generate_stream(PROMPT)
+    events = AsyncClient(endpoint).generate_stream(PROMPT, **seeded)
     assert [(await anext(events)).token.text for _ in range(3)]
     with pytest.raises(IncompleteGenerationError):
         await anext(events)
     with openai.OpenAI(base_url=f"{endpoint}/v1", api_key="unused", max_retries=0) as client:
-        stream = client.chat.completions.create(model="tgi", messages=MESSAGES, stream=True)
+        create = client.chat.completions.create
+        stream = create(model="tgi", messages=MESSAGES, stream=True, seed=1)
         with pytest.raises(openai.APIError):
             list(stream)
