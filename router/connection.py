@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
             self._exchange.is_done = True
             self._exchange.on_read(b"")
         else:
+            self._pool.drop_idle()  # they may have died with it, and would fail one call each
             where = "inside its reply" if self._exchange.has_bytes else "before its reply"
             self._fail(ReplicaLost(f"the connection to the replica was lost {where}"))
 
@@ -228,5 +229,8 @@ class ConnectionPool:
 
     def close(self) -> None:
         self._is_closed = True
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()

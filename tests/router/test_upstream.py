@@ -105,12 +105,12 @@ async def test_cut_at_any_byte_a_stream_is_whole(
 
 
 @pytest.mark.parametrize("is_reset", [False, True], ids=["FIN", "RST"])
-async def test_256_streams_cut_at_every_byte_of_an_event_are_all_whole(
+async def test_streams_cut_at_every_byte_of_an_event_are_all_whole(
     rigged, simulator, faults, until, is_reset
 ):
     """Each connection ends one byte later than the one before: in all, over two whole events."""
     port = simulator("3.3.5")
-    health = {"eject_after": 1000, "interval_s": 1000}
+    health = {"eject_after": 1000, "interval_s": 1000, "warm_up": False}
     rig, [proxy] = await rigged([port, port], proxied=[0], health=health)
     whole = await reference(rig)
     await rig_forgets_connections(rig)
@@ -119,14 +119,14 @@ async def test_256_streams_cut_at_every_byte_of_an_event_are_all_whole(
     while length_hint(proxy.plan):
         await until(lambda: all(replica.is_usable for replica in rig.all()))  # probed since
         await rig_forgets_connections(rig)
-        calls = (rig.post("/generate_stream", GENERATE) for _ in range(256))
+        calls = (rig.post("/generate_stream", GENERATE) for _ in range(64))
         for reply in await asyncio.gather(*calls):
             assert reply.is_whole
             events = [json.loads(event[5:]) for event in reply.body.split(b"\n\n")[:-1]]
             assert [event["index"] for event in events] == list(range(1, 13))
             assert events[-1]["generated_text"] == whole
             assert "".join(event["token"]["text"] for event in events) == whole
-    assert rig.metric("resumes_total", model="default", outcome="resumed") >= 150
+    assert rig.metric("resumes_total", model="default", outcome="resumed") >= 32
 
 
 async def rig_forgets_connections(rig):
