@@ -156,7 +156,7 @@ def test_what_is_asked_of_a_launcher_that_is_starting_is_followed(fleet):
 
 def test_of_two_changes_at_once_the_earlier_is_told_of_the_later(fleet):
     fleet.up()
-    fleet.config["engine"]["args"]["load-s"] = 4  # long enough for both to be under way
+    fleet.config["engine"]["args"]["load-s"] = 100  # simulated: the later one finds it under way
     fleet.write()
     earlier = fleet.start("up")
     fleet.until(lambda status: any(replica["outdated"] for replica in status["replicas"]))
