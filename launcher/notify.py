@@ -72,8 +72,7 @@ def has_started(status: ClusterStatus) -> bool:
 
 def status_line(status: ClusterStatus) -> str:
     """What `systemctl status` shows."""
-    up = sum(replica.is_up for replica in status.replicas)
-    line = f"{up} of {len(status.replicas)} replicas ready"
+    line = status.summary
     if status.is_stopping:
         return f"stopping, {line}"
     if not status.router_serves:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import log_files, status
+from launcher.admissions import Admissions
 from launcher.cluster import Cluster
 from launcher.gpu_troubles import Trouble
 from launcher.instance import Instance, Phase
@@ -30,6 +31,7 @@ from router.errors import StateError
 log = logging.getLogger("launcher")
 
 BEAT_S = 2.0  # the full list goes to the router at least this often
+_SOON_S = 0.2  # while something is about to change at the router: it comes, or it takes one in
 _LOG_BOUND_EVERY = 30  # beats
 _CALLS_LEFT_EVERY_S = 0.5
 
@@ -67,6 +69,7 @@ class Reporter:
         self._trouble_of = trouble_of
         self._news = asyncio.Event()
         self._router_state: dict[str, Any] = {}
+        self._admissions = Admissions()
         self._published: ClusterStatus | None = None
         self._recorded: ClusterStatus | None = None
         self._disk_trouble = ""
@@ -93,9 +96,8 @@ class Reporter:
             if beat % _LOG_BOUND_EVERY == 0:
                 await asyncio.to_thread(log_files.bound, self._logs())
             try:
-                # While no router answers, its coming is the news to wait for.
-                answering = self._router.answering.is_set()
-                async with asyncio.timeout(BEAT_S if answering else 0.2):
+                is_calm = self._router.answering.is_set() and not self._admissions_due
+                async with asyncio.timeout(BEAT_S if is_calm else _SOON_S):
                     await self._news.wait()
             except TimeoutError:
                 continue
@@ -111,6 +113,7 @@ class Reporter:
         try:
             await self._client.push(self._cluster.config.cluster, self._epoch, replicas)
             self._router_state = await self._client.state()
+            self._admissions.learn(self._router_state)
         except PushRefused as exc:
             trouble = f"it refused the replica list: {exc}"
             await self._catch_up_epoch()
@@ -178,7 +181,7 @@ class Reporter:
             view.failed_starts,
             view.reason,
         )
-        replicas = (_as_status(keeper) for keeper in self._keepers())
+        replicas = (self._admissions.shown(_as_status(keeper)) for keeper in self._keepers())
         return ClusterStatus(
             self._cluster.config.cluster,
             self._router.endpoint,
@@ -192,6 +195,10 @@ class Reporter:
             self._beginning.change_error,
             curl_options=_curl_options(self._cluster.config.router),
         )
+
+    @property
+    def _admissions_due(self) -> bool:
+        return any(self._admissions.awaits(_as_status(keeper)) for keeper in self._keepers())
 
     async def show_calls_left(self) -> None:
         """While everything is taken down: nobody beats then."""

@@ -139,6 +139,17 @@ class ClusterStatus:
             or any(replica.is_running for replica in self.replicas)
         )
 
+    @property
+    def summary(self) -> str:
+        """How many take calls, of how many there are to be."""
+        serving = sum(replica.serves for replica in self.replicas)
+        are = "serve" if any(replica.is_shunned for replica in self.replicas) else "ready"
+        drained = sum(replica.drained for replica in self.replicas)
+        outdated = sum(replica.is_outdated for replica in self.replicas)
+        text = f"{serving} of {len(self.replicas)} replicas {are}"
+        text += f", {drained} drained" if drained else ""
+        return text + (f", {outdated} to be replaced" if outdated else "")
+
     def as_json(self) -> dict[str, Any]:
         """The shape that `launcher status --json` promises to scripts."""
         return {

@@ -84,22 +84,11 @@ def heading(status: ClusterStatus, command: Command = _DEFAULT) -> Iterator[str]
     if status.router.restarts:
         router += f", restarts {status.router.restarts}"
     yield f"launcher: {launcher}   router: {router}"
-    yield summary(status)
+    yield status.summary
     if status.trouble:
         yield f"warning: {status.trouble}"
     if status.launcher_pid is None and any(replica.is_running for replica in status.replicas):
         yield f"No launcher restarts what fails; `{command('up')}` adopts what runs."
-
-
-def summary(status: ClusterStatus) -> str:
-    """How many take calls, of how many there are to be."""
-    serving = sum(replica.serves for replica in status.replicas)
-    are = "serve" if any(replica.is_shunned for replica in status.replicas) else "ready"
-    drained = sum(replica.drained for replica in status.replicas)
-    outdated = sum(replica.is_outdated for replica in status.replicas)
-    text = f"{serving} of {len(status.replicas)} replicas {are}"
-    text += f", {drained} drained" if drained else ""
-    return text + (f", {outdated} to be replaced" if outdated else "")
 
 
 def waiting_for(status: ClusterStatus) -> str:
@@ -162,8 +151,8 @@ def transitions(
     if before and before.router.phase is not after.router.phase:
         reason = f" ({after.router.reason})" if after.router.reason else ""
         yield f"router: {_router_word(after)}{reason}"
-    if before and summary(before) != summary(after):
-        yield summary(after)
+    if before and before.summary != after.summary:
+        yield after.summary
     if after.is_ready and after.endpoint and not (before and before.is_ready):
         yield from example(after)
 

@@ -241,6 +241,7 @@ def _replica(replica: Replica) -> dict[str, Any]:
         "generation": replica.generation,
         "url": replica.base_url or None,
         "health": replica.health.state.value,
+        "admitted": replica.has_started,
         "reason": replica.reason,
         "fault": replica.fault or None,
         "slowed": replica.slowed or None,

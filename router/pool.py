@@ -157,6 +157,10 @@ class Pool:
                 replica = self._make(member, draining)
                 replica.has_served = has_served
                 fresh.append(replica)
+            elif replica.phase != member.phase:
+                self.look(
+                    replica
+                )  # its launcher sees it come: the last look may have been long ago
             replica.phase = member.phase
             replica.fault, replica.slowed = member.fault, member.slowed
             replica.room.fix(member.max_requests, member.max_tokens, is_slowed=bool(member.slowed))

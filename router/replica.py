@@ -49,7 +49,7 @@ class Replica:
     info: "EngineInfo | None" = None
     joined_s: float = 0.0
     has_started: bool = False
-    """It passed a probe in this generation."""
+    """It was healthy in this generation: from then on it takes calls, or would."""
     fault: str = ""
     """What is wrong with its GPU, as the launcher says."""
     slowed: str = ""

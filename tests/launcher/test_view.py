@@ -222,7 +222,7 @@ def test_the_headline_and_the_phase_say_that_one_is_not_served_at_80_columns(hea
 def test_a_drained_replica_stays_one_whatever_its_health():
     seen = {"id": READY.id, "health": "unhealthy", "admin": "draining"}
     shown = status(*overlay([READY], {"pools": [{"replicas": [seen]}]}))
-    assert view.summary(shown) == "0 of 1 replicas ready, 1 drained"
+    assert shown.summary == "0 of 1 replicas ready, 1 drained"
     assert "draining" in rendered(shown)
 
 

@@ -78,6 +78,7 @@ async def test_state_tells_what_is_there(app, admin, state_dir, wire, until):
     assert [replica["id"] for replica in pool["replicas"]] == ["r0", "r1"]
     first = pool["replicas"][0]
     assert (first["health"], first["admin"]) == ("healthy", "active")
+    assert first["admitted"]
     assert sum(replica["requests"] for replica in pool["replicas"]) == 1
     assert first["url"] == rig.replicas[0].url
 

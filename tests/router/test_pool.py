@@ -45,6 +45,17 @@ async def test_a_phase_is_followed_without_a_new_replica(world):
         assert replica.phase == phase
 
 
+async def test_one_that_has_come_up_is_looked_at_again(world):
+    one = world()
+    one.add("a", "b")
+    looked = []
+    one.pool.look = lambda replica: looked.append(replica.id)
+    one.sync(one.member("a", phase="loading"), one.member("b"))
+    one.sync(one.member("a", phase="ready"), one.member("b"))
+    one.sync(one.member("a", phase="ready"), one.member("b"))
+    assert looked == ["a", "a"]
+
+
 async def test_one_that_the_launcher_is_about_to_stop_gets_no_more_calls(world):
     one = world()
     [replica] = one.add("a")
