@@ -6,6 +6,7 @@ once: what becomes of its health later is another matter (`status.overlay`), and
 that has yet to ask.
 """
 
+import asyncio
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +18,12 @@ _GIVEN_UP = "ejected"  # its first call failed: waiting would not help, and its 
 
 
 class Admissions:
-    """Fed with what the router tells, asked for what to show."""
+    """Fed with what the router tells; asked for what to show, and waited for."""
 
     def __init__(self) -> None:
         self._admitted: set[tuple[str, int]] = set()
         self._last: dict[str, dict[str, Any]] = {}
+        self._news = asyncio.Event()
 
     def learn(self, router_state: dict[str, Any]) -> None:
         """Takes in a `/admin/state`; replicas it no longer has are forgotten."""
@@ -29,6 +31,13 @@ class Admissions:
         seen = {(id_, int(one.get("generation", 0))): one for id_, one in self._last.items()}
         fresh = {key for key, one in seen.items() if one.get("admitted", True)}
         self._admitted = {key for key in self._admitted if key in seen} | fresh
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def until_in(self, replica_id: str, generation: int) -> None:
+        """However long it takes: one whose first call fails is not in."""
+        while (replica_id, generation) not in self._admitted:
+            await self._news.wait()
 
     def shown(self, replica: ReplicaStatus) -> ReplicaStatus:
         """A ready one that the router has not taken in is loading; before it told, all are."""

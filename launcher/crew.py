@@ -24,7 +24,7 @@ from launcher.restarts import History, RestartPolicy
 from launcher.runtimes.base import Handle, Runtime
 from launcher.stopping import until_stopped
 from launcher.succession import Kept, Leaving, Succession, circle, leaves_at_once
-from launcher.surroundings import Drained, Rules, Surroundings
+from launcher.surroundings import Admitted, Drained, Rules, Surroundings
 from launcher.turns import LoadGate, ReplaceTurn
 from router.errors import OperatorError
 
@@ -45,12 +45,14 @@ class Crew:
         runtime: Runtime,
         session: aiohttp.ClientSession,
         drained: Drained,
+        admitted: Admitted,
         is_here: IsHere,
         changed: Callable[[], None],
     ) -> None:
         self._runtime = runtime
         self._session = session
         self._drained = drained
+        self._admitted = admitted
         self._is_here = is_here
         self._changed = changed
         self._kept: dict[str, Kept] = {}
@@ -340,6 +342,7 @@ class Crew:
             gate,
             self._turn(spec),
             self._drained,
+            self._admitted,
             self._free,
             self._note,
         )

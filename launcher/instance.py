@@ -63,6 +63,7 @@ class Instance:
     started_at: float | None = None  # wall clock, to print only
     max_tokens: int | None = None  # token room the engine announced at its start
     history: History = field(default_factory=History)
+    is_admitted: bool = False  # the router has taken it in, in this generation
     resists: bool = False  # it was asked to end and has not: nobody else may have its GPU
 
     @property

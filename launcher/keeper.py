@@ -185,6 +185,7 @@ class ReplicaKeeper:
         generation = max(instance.generation, self._last_generation()) + 1
         instance.handle = await self._around.runtime.start(self.spec, generation, self._say)
         instance.generation, instance.started_at = generation, time.time()
+        instance.is_admitted = False
         instance.progress = ""
         self._move(Phase.STARTING, f"{instance.handle.shown}, {instance.url}")
         return await self._until_ready(instance.handle)
@@ -329,9 +330,17 @@ class ReplicaKeeper:
             look_s = min(look_s * _LOOK_GROWTH, _LONGEST_LOOK_S)
 
     async def _while_ready(self, handle: Handle) -> Run:
-        ended = await self._unless_it_ends(handle, _never())
+        ended = await self._unless_it_ends(handle, self._admission())
         assert ended is not None, "never is never"
         return ended
+
+    async def _admission(self) -> None:
+        """The next one may be taken out only when this one is back for clients; never over."""
+        await self._around.admitted(self.spec.id, self.instance.generation)
+        self.instance.is_admitted = True
+        self._around.turn.give_back(self)
+        self._around.changed()
+        await _never()
 
     async def _unless_it_ends(
         self, handle: Handle, wanted: Coroutine[Any, Any, None]
@@ -426,15 +435,7 @@ class ReplicaKeeper:
             generation = self.instance.generation
             text = "%s generation=%d: %s -> %s (%s)"
             log.log(level, text, self.spec.id, generation, before, phase, reason)
-        if phase is Phase.READY and self.instance.handle is not None:
-            self._give_turn_back_once_replaced()
         self._around.changed()
-
-    def _give_turn_back_once_replaced(self) -> None:
-        """Its successor is ready. The outdated one's being ready is not that."""
-        handle = self.instance.handle
-        if handle is not None and handle.fingerprint == self.spec.fingerprint:
-            self._around.turn.give_back(self)
 
 
 def _run_of(exc: Exception, replica_id: str) -> Run:

@@ -69,7 +69,7 @@ class Reporter:
         self._trouble_of = trouble_of
         self._news = asyncio.Event()
         self._router_state: dict[str, Any] = {}
-        self._admissions = Admissions()
+        self.admissions = Admissions()
         self._published: ClusterStatus | None = None
         self._recorded: ClusterStatus | None = None
         self._disk_trouble = ""
@@ -113,7 +113,7 @@ class Reporter:
         try:
             await self._client.push(self._cluster.config.cluster, self._epoch, replicas)
             self._router_state = await self._client.state()
-            self._admissions.learn(self._router_state)
+            self.admissions.learn(self._router_state)
         except PushRefused as exc:
             trouble = f"it refused the replica list: {exc}"
             await self._catch_up_epoch()
@@ -181,7 +181,7 @@ class Reporter:
             view.failed_starts,
             view.reason,
         )
-        replicas = (self._admissions.shown(_as_status(keeper)) for keeper in self._keepers())
+        replicas = (self.admissions.shown(_as_status(keeper)) for keeper in self._keepers())
         return ClusterStatus(
             self._cluster.config.cluster,
             self._router.endpoint,
@@ -198,7 +198,7 @@ class Reporter:
 
     @property
     def _admissions_due(self) -> bool:
-        return any(self._admissions.awaits(_as_status(keeper)) for keeper in self._keepers())
+        return any(self.admissions.awaits(_as_status(keeper)) for keeper in self._keepers())
 
     async def show_calls_left(self) -> None:
         """While everything is taken down: nobody beats then."""

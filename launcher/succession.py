@@ -40,7 +40,9 @@ class Kept:
     @property
     def is_settled(self) -> bool:
         """It serves, as the config wants it."""
-        return self.keeper.instance.phase is Phase.READY and not self.has_to_start
+        instance = self.keeper.instance
+        is_in = instance.phase is Phase.READY and instance.is_admitted
+        return is_in and not self.has_to_start
 
     @property
     def has_to_start(self) -> bool:

@@ -132,7 +132,12 @@ class Supervisor:
         _keep_config(self._cluster)
         await self._router.open()
         self._crew = Crew(
-            self._runtime, session, self._drained, self._is_here, changed=self._changed
+            self._runtime,
+            session,
+            self._drained,
+            self._reporter.admissions.until_in,
+            self._is_here,
+            changed=self._changed,
         )
         self._restore(plan, wanted.specs, list(wanted.notes))
         # A bug that ends the keeping takes nothing down: clients are served, and the next

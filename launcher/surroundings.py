@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Drained = Callable[[str], Coroutine[Any, Any, None]]
 """Returns once no call is in flight at a replica that leaves, or waiting longer makes no sense."""
 
+Admitted = Callable[[str, int], Coroutine[Any, Any, None]]
+"""Returns once the router has taken in a replica, of that generation."""
+
 Free = Callable[["ReplicaKeeper"], Coroutine[Any, Any, None]]
 """Returns once nothing that is to go is still on the GPUs that the keeper's replica wants."""
 
@@ -43,5 +46,6 @@ class Surroundings:
     gate: LoadGate
     turn: ReplaceTurn
     drained: Drained
+    admitted: Admitted
     free: Free
     changed: Callable[[], None]

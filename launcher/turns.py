@@ -49,7 +49,8 @@ class LoadGate:
 
 
 class ReplaceTurn:
-    """Held by a replica of a model that is out: from its being taken until it is ready.
+    """Held by a replica of a model that is out: from its being taken until it is back, for
+    the router, too.
 
     One at a time is taken; those that are out already `join`, so that nobody follows them before
     they are back. One that fails to come back stays out: a change that does not work takes out one.

@@ -1,5 +1,7 @@
 """A replica is ready when the router has taken it in, not when its engine says so."""
 
+import asyncio
+
 import pytest
 
 from launcher.admissions import Admissions
@@ -87,3 +89,15 @@ def test_an_older_router_that_does_not_tell_takes_all_in():
     state = told()
     del state["pools"][0]["replicas"][0]["admitted"]
     assert after(state).shown(UP) is UP
+
+
+async def test_it_is_waited_for():
+    admissions = after(told())
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        waiting = group.create_task(admissions.until_in("a", 3))
+        for state in (told(health="ejected"), told(generation=2, admitted=True)):
+            admissions.learn(state)
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+        admissions.learn(told(admitted=True))
+    await admissions.until_in("a", 3)

@@ -110,11 +110,23 @@ class World:
         self.files_are_here = True
         self.told: list[dict[str, tuple[Phase, str | None]]] = []
         self._news = asyncio.Event()
-        self.crew = Crew(runtime, session, self._drained, lambda _: self.files_are_here, self._tell)
+        self.router_takes = asyncio.Event()
+        self.router_takes.set()
+        self.crew = Crew(
+            runtime,
+            session,
+            self._drained,
+            self._admitted,
+            lambda _: self.files_are_here,
+            self._tell,
+        )
 
     async def _drained(self, replica_id: str) -> None:
         self.runtime.log.append(f"drain {replica_id}")
         await self.drains.wait()
+
+    async def _admitted(self, replica_id: str, generation: int) -> None:
+        await self.router_takes.wait()
 
     def _tell(self) -> None:
         """What the supervisor would publish and push at this moment."""
@@ -278,6 +290,21 @@ async def test_changed_ones_are_replaced_one_at_a_time(world, some) -> None:
         for told in world.told:
             assert sum(phase is Phase.READY for phase, _ in told.values()) >= 2
         assert {world.runtime.graces[h] for h in world.runtime.graces} == {7.0}
+
+
+async def test_nobody_goes_out_before_the_router_has_taken_in_the_one_before(world, some) -> None:
+    async with world.keeping(some(3)):
+        await world.ready(some(3))
+        await world.holds(lambda: all(one.instance.is_admitted for one in world.crew))
+        world.router_takes.clear()
+        world.runtime.log.clear()
+        await world.crew.change(some(3, "b"), RUNTIME)
+        await world.started("r-0/b")
+        await world.holds(lambda: world.phase("r-0") is Phase.READY)
+        await asyncio.sleep(0.05)
+        assert world.runtime.log == ["drain r-0", "-r-0/a", "+r-0/b"]
+        world.router_takes.set()
+        await world.ready(some(3, "b"))
 
 
 async def test_models_do_not_wait_for_each_others_turns(world, make_spec) -> None:
@@ -547,7 +574,12 @@ async def test_those_that_are_too_many_serve_until_a_changed_one_is_back(world, 
         told = {k.spec.id: (k.instance.phase, k.instance.reason) for k in world.crew}
         reason = "no longer in the config; serves until others of its model do"
         assert told["r-1"] == told["r-2"] == (Phase.READY, reason)
+        world.router_takes.clear()
         world.sick.clear()
+        await world.holds(lambda: world.phase("r-0") is Phase.READY)
+        await asyncio.sleep(0.05)
+        assert world.runtime.now == ["r-0/b", "r-1/a", "r-2/a"]  # it is not back for clients yet
+        world.router_takes.set()
         await world.ready(some(1, "b"))
 
 

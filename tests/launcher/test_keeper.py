@@ -98,6 +98,8 @@ class World:
         self.draining: list[str] = []
         self.is_drained = asyncio.Event()
         self.is_drained.set()
+        self.router_takes_it = asyncio.Event()
+        self.router_takes_it.set()
         self.is_free = asyncio.Event()
         self.is_free.set()
         rules = Rules(FAST, 7.0)
@@ -108,6 +110,7 @@ class World:
             self.gate,
             self.turn,
             self._drained,
+            self._admitted,
             self._free,
             self._changed,
         )
@@ -116,6 +119,10 @@ class World:
     async def _drained(self, replica_id: str) -> None:
         self.draining.append(replica_id)
         await self.is_drained.wait()
+
+    async def _admitted(self, replica_id: str, generation: int) -> None:
+        assert (replica_id, generation) == (self.keeper.spec.id, self.keeper.instance.generation)
+        await self.router_takes_it.wait()
 
     async def _free(self, keeper: ReplicaKeeper) -> None:
         await self.is_free.wait()
@@ -289,8 +296,9 @@ async def test_it_is_stopped_only_when_its_calls_are_done(world, make_handle) ->
         await world.until(Phase.READY)
 
 
-async def test_the_turn_is_kept_until_the_successor_is_ready(world, make_handle) -> None:
+async def test_the_turn_is_kept_until_the_successor_is_taken_in(world, make_handle) -> None:
     world.healthy = False
+    world.router_takes_it.clear()
     outdated = running(world, make_handle, generation=3)
     async with keeping(world, outdated=outdated):
         await world.holds(lambda: bool(world.runtime.started))
@@ -300,7 +308,35 @@ async def test_the_turn_is_kept_until_the_successor_is_ready(world, make_handle)
         assert world.turn.owner is world.keeper  # others must not follow into the same trouble
         world.healthy = True
         await world.until(Phase.READY)
+        await asyncio.sleep(0.05)
+        assert world.turn.owner is world.keeper  # for clients it is not back yet
+        assert not world.keeper.instance.is_admitted
+        world.router_takes_it.set()
+        await world.holds(lambda: world.keeper.instance.is_admitted)
         assert world.turn.owner is None
+
+
+async def test_one_that_dies_before_it_is_taken_in_keeps_the_turn(world, make_handle) -> None:
+    world.router_takes_it.clear()
+    outdated = running(world, make_handle, generation=3)
+    async with keeping(world, outdated=outdated):
+        await world.holds(lambda: bool(world.runtime.started))
+        await world.until(Phase.READY)
+        world.runtime.end(world.runtime.started[0], Exit(code=1, detail="exited with code 1"))
+        await world.holds(lambda: len(world.runtime.started) == 2)
+        assert world.turn.owner is world.keeper
+        world.router_takes_it.set()
+        await world.holds(lambda: world.keeper.instance.is_admitted)
+
+
+async def test_each_start_is_taken_in_anew(world) -> None:
+    async with keeping(world):
+        await world.holds(lambda: world.keeper.instance.is_admitted)
+        world.router_takes_it.clear()
+        world.runtime.end(world.runtime.started[0], Exit(code=1, detail="exited with code 1"))
+        await world.holds(lambda: len(world.runtime.started) == 2)
+        await world.until(Phase.READY)
+        assert not world.keeper.instance.is_admitted
 
 
 async def test_what_cannot_be_fetched_takes_nobody_out(world, make_handle) -> None:

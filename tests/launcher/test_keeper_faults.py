@@ -87,11 +87,12 @@ class Replica:
                 ReplaceTurn(),
                 self._at_once,
                 self._at_once,
+                self._at_once,
                 self._news.set,
             ),
         )
 
-    async def _at_once(self, _: object) -> None:
+    async def _at_once(self, *_: object) -> None:
         pass
 
     async def health(self, request: web.Request) -> web.Response:

@@ -44,7 +44,12 @@ async def supervisor(cluster):
     supervisor = Supervisor(cluster)
     specs = replica_specs(cluster.config)
     supervisor._crew = Crew(
-        supervisor._runtime, None, supervisor._drained, lambda spec: True, supervisor._changed
+        supervisor._runtime,
+        None,
+        supervisor._drained,
+        supervisor._reporter.admissions.until_in,
+        lambda spec: True,
+        supervisor._changed,
     )
     supervisor._crew.hire(
         specs, cluster.config.runtime, Plan(tuple(specs), (), (), ()), lambda _: None
@@ -449,7 +454,12 @@ async def test_who_is_on_a_gpu_that_fails_is_told(
     plan = Plan(tuple(specs[:2]), (), ((specs[2], moves),), ())
     supervisor, told = Supervisor(cluster), []
     supervisor._crew = Crew(
-        supervisor._runtime, None, supervisor._drained, lambda spec: True, supervisor._changed
+        supervisor._runtime,
+        None,
+        supervisor._drained,
+        supervisor._reporter.admissions.until_in,
+        lambda spec: True,
+        supervisor._changed,
     )
     supervisor._crew.hire(specs, cluster.config.runtime, plan, lambda _: None)
     for keeper in supervisor._crew:
