@@ -9,6 +9,8 @@ import pytest
 
 from tests.bench.scenarios import SCENARIOS
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = [figure for loads in SCENARIOS.values() for load in loads for figure in load.figures]
 

@@ -31,13 +31,12 @@ def load_module(full_name, path):
 
 
 def pytest_collection_modifyitems(items):
-    """All here are marked, and come last: CI builds llama-server while the others run."""
-    here = [item for item in items if item.path.is_relative_to(HERE)]
-    for item in here:
+    for item in items:
+        if not item.path.is_relative_to(HERE):
+            continue
         item.add_marker(pytest.mark.docker)
         if "llama_image" in item.fixturenames and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(BUILD_S))
-    items[:] = [item for item in items if item not in here] + here
 
 
 def require(problem):

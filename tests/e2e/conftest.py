@@ -38,7 +38,7 @@ class Fleet:
             "runtime": {
                 "state_dir": str(self.state_dir),
                 # Out of the way of other clusters of this machine, and of ephemeral ports.
-                "first_port": 20_000 + os.getpid() % 8_000,
+                "first_port": 20_000 + os.getpid() % 3_000,
                 "stop_grace_s": 10,
             },
             "router": {"port": 0, "timeouts": {"drain_s": 10}},

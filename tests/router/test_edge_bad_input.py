@@ -167,7 +167,7 @@ async def test_a_gzip_bomb_is_refused_at_the_bound(app):
     ("encoding", "body"),
     [
         ("gzip", b"no gzip at all"),
-        ("gzip", gzip.compress(BODY)[:-12]),
+        ("gzip", gzip.compress(BODY, mtime=0)[:-12]),
         ("deflate", b"\x00\x01\x02"),
         ("deflate", zlib.compress(BODY)[:-6]),
     ],

@@ -60,15 +60,9 @@ def load_fake(name):
 
 
 def pytest_collection_modifyitems(items):
-    """They come last: CI builds llama-server while the others run."""
-    late = [
-        item
-        for item in items
-        if item.path.is_relative_to(HERE) and "llama_server" in item.fixturenames
-    ]
-    for item in late:
-        item.add_marker(pytest.mark.timeout(BUILD_S))
-    items[:] = [item for item in items if item not in late] + late
+    for item in items:
+        if item.path.is_relative_to(HERE) and "llama_server" in item.fixturenames:
+            item.add_marker(pytest.mark.timeout(BUILD_S))
 
 
 @pytest.fixture(scope="session")
