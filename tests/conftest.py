@@ -1,23 +1,29 @@
 """In which order tests run, and how several workers share them (`pytest -n 3`).
 
-Tests over real processes are a lane, those over the Docker Engine another: one worker runs a lane,
-one test after the other, so that each has a core for itself, and what a lane shares is built once.
-The rest goes file by file.
+Tests over real processes are a lane, those of them that make load another, those over the Docker
+Engine a third: one worker runs a lane, one test after the other, so that no two of them fight for
+the cores, and what a lane shares is built once. The rest goes file by file.
 """
 
 import pytest
 
-PROCESSES, DOCKER = "processes", "docker"
+PROCESSES, LOAD, DOCKER = "processes", "load", "docker"
 LANES = {
     "tests/docker/": DOCKER,
+    "tests/bench/test_bench_runs.py": LOAD,
+    "tests/campaign/test_campaign_runs.py": LOAD,
+    "tests/e2e/test_load.py": LOAD,
+    "tests/e2e/test_models_come_and_go.py": LOAD,
+    "tests/e2e/test_router_restarts.py": LOAD,
+    "tests/e2e/test_stopped_replica.py": LOAD,
+    "tests/e2e/test_streams_survive.py": LOAD,
+    "tests/fuzz/test_fuzz_runs.py": LOAD,
     "tests/e2e/": PROCESSES,
-    "tests/bench/test_bench_runs.py": PROCESSES,
-    "tests/campaign/test_campaign_runs.py": PROCESSES,
-    "tests/fuzz/test_fuzz_runs.py": PROCESSES,
     "tests/test_readme.py": PROCESSES,
 }
-ALONE = ("", PROCESSES, DOCKER)
-SHARED = (PROCESSES, DOCKER, "")
+"""By where a test is: the first that fits."""
+ALONE = ("", PROCESSES, LOAD, DOCKER)
+SHARED = (LOAD, DOCKER, PROCESSES, "")
 """The long ones first, so that no worker is left with one at the end."""
 
 

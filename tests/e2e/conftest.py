@@ -22,6 +22,7 @@ import yaml
 from launcher import processes
 
 DEADLINE_S = 30.0
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
 
 class Fleet:
@@ -38,7 +39,7 @@ class Fleet:
             "runtime": {
                 "state_dir": str(self.state_dir),
                 # Out of the way of other clusters of this machine, and of ephemeral ports.
-                "first_port": 20_000 + os.getpid() % 3_000,
+                "first_port": 20_000 + 400 * WORKER + os.getpid() % 400,
                 "stop_grace_s": 10,
             },
             "router": {"port": 0, "timeouts": {"drain_s": 10}},
