@@ -67,7 +67,7 @@ def _print(report: Report, seed: int) -> None:
     print(f"router's memory: {before / MIB:.0f} MiB before, {after / MIB:.0f} MiB after")
     for leak in report.leaks[:20]:
         print(f"  {leak}")
-    print(f"500: {len(report.bad)}, wrong {len(report.wrong)}, leaks {len(report.leaks)}")
+    print(f"500 of the router's own: {len(report.bad)}, wrong {len(report.wrong)}, leaks {len(report.leaks)}")
 
 
 def _arguments() -> argparse.Namespace:

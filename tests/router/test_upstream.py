@@ -119,13 +119,16 @@ async def test_streams_cut_at_every_byte_of_an_event_are_all_whole(
     while length_hint(proxy.plan):
         await until(lambda: all(replica.is_usable for replica in rig.all()))  # probed since
         await rig_forgets_connections(rig)
-        calls = (rig.post("/generate_stream", GENERATE) for _ in range(64))
+        calls = (rig.post("/generate_stream", GENERATE) for _ in range(256))
         for reply in await asyncio.gather(*calls):
             assert reply.is_whole
             events = [json.loads(event[5:]) for event in reply.body.split(b"\n\n")[:-1]]
             assert [event["index"] for event in events] == list(range(1, 13))
             assert events[-1]["generated_text"] == whole
             assert "".join(event["token"]["text"] for event in events) == whole
+        for client in rig.clients:
+            client.leave()
+        rig.clients.clear()
     assert rig.metric("resumes_total", model="default", outcome="resumed") >= 32
 
 
