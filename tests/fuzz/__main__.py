@@ -67,7 +67,8 @@ def _print(report: Report, seed: int) -> None:
     print(f"router's memory: {before / MIB:.0f} MiB before, {after / MIB:.0f} MiB after")
     for leak in report.leaks[:20]:
         print(f"  {leak}")
-    print(f"500 of the router's own: {len(report.bad)}, wrong {len(report.wrong)}, leaks {len(report.leaks)}")
+    found = f"{len(report.bad)}, wrong {len(report.wrong)}, leaks {len(report.leaks)}"
+    print(f"500 of the router's own: {found}")
 
 
 def _arguments() -> argparse.Namespace:
