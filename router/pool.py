@@ -158,9 +158,8 @@ class Pool:
                 replica.has_served = has_served
                 fresh.append(replica)
             elif replica.phase != member.phase:
-                self.look(
-                    replica
-                )  # its launcher sees it come: the last look may have been long ago
+                # Its launcher sees it come up, say: the last look may have been long ago.
+                self.look(replica)
             replica.phase = member.phase
             replica.fault, replica.slowed = member.fault, member.slowed
             replica.room.fix(member.max_requests, member.max_tokens, is_slowed=bool(member.slowed))

@@ -38,12 +38,9 @@ def cluster(folder) -> Cluster:
     return Cluster.load(path)
 
 
-@pytest.fixture
-async def supervisor(cluster):
-    """One that keeps its replicas' books but has started none of them."""
-    supervisor = Supervisor(cluster)
-    specs = replica_specs(cluster.config)
-    supervisor._crew = Crew(
+def crew_of(supervisor) -> Crew:
+    """As the supervisor makes it; nobody can be asked whether it is healthy."""
+    return Crew(
         supervisor._runtime,
         None,
         supervisor._drained,
@@ -51,6 +48,14 @@ async def supervisor(cluster):
         lambda spec: True,
         supervisor._changed,
     )
+
+
+@pytest.fixture
+async def supervisor(cluster):
+    """One that keeps its replicas' books but has started none of them."""
+    supervisor = Supervisor(cluster)
+    specs = replica_specs(cluster.config)
+    supervisor._crew = crew_of(supervisor)
     supervisor._crew.hire(
         specs, cluster.config.runtime, Plan(tuple(specs), (), (), ()), lambda _: None
     )
@@ -453,14 +458,7 @@ async def test_who_is_on_a_gpu_that_fails_is_told(
     moves = replace(make_handle("moves", fingerprint="old"), devices=("GPU-8",))
     plan = Plan(tuple(specs[:2]), (), ((specs[2], moves),), ())
     supervisor, told = Supervisor(cluster), []
-    supervisor._crew = Crew(
-        supervisor._runtime,
-        None,
-        supervisor._drained,
-        supervisor._reporter.admissions.until_in,
-        lambda spec: True,
-        supervisor._changed,
-    )
+    supervisor._crew = crew_of(supervisor)
     supervisor._crew.hire(specs, cluster.config.runtime, plan, lambda _: None)
     for keeper in supervisor._crew:
         keeper.report = lambda trouble, name=keeper.spec.id: told.append(name)
