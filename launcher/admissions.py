@@ -23,11 +23,12 @@ class Admissions:
     def __init__(self) -> None:
         self._admitted: set[tuple[str, int]] = set()
         self._last: dict[str, dict[str, Any]] = {}
+        self._before: dict[str, dict[str, Any]] = {}
         self._news = asyncio.Event()
 
     def learn(self, router_state: dict[str, Any]) -> None:
         """Takes in a `/admin/state`; replicas it no longer has are forgotten."""
-        self._last = replica_states(router_state)
+        self._before, self._last = self._last, replica_states(router_state)
         seen = {(id_, int(one.get("generation", 0))): one for id_, one in self._last.items()}
         fresh = {key for key, one in seen.items() if one.get("admitted", True)}
         self._admitted = {key for key in self._admitted if key in seen} | fresh
@@ -57,8 +58,9 @@ class Admissions:
         return seen if seen.get("generation") == replica.generation else {}
 
     def _progress(self, replica: ReplicaStatus) -> str:
-        seen = self._seen(replica)
-        # What the router found before it was told that the engine is up says nothing.
-        if seen.get("phase") == Phase.READY and seen.get("health") == "unhealthy":
-            return f"it is up, and the router does not reach it: {seen.get('reason')}"
+        # What the router found before it was told that the engine is up says nothing, and it may
+        # tell that once more before it has looked again.
+        told = (self._before.get(replica.id, {}), self._seen(replica))
+        if all((one.get("phase"), one.get("health")) == (Phase.READY, "unhealthy") for one in told):
+            return f"it is up, and the router does not reach it: {told[-1].get('reason')}"
         return "it is up; the router makes its first call"

@@ -53,7 +53,10 @@ def test_a_ready_one_is_loading_until_the_router_has_taken_it_in(states):
 
 
 def test_why_the_router_does_not_take_it_in_is_told():
-    admissions = after(told(health="unhealthy", reason="connection refused"))
+    state = told(health="unhealthy", reason="connection refused")
+    admissions = after(told(health="unhealthy", phase="loading"), state)
+    assert admissions.shown(UP).progress == FIRST_CALL  # it may not have looked since
+    admissions.learn(state)
     said = "it is up, and the router does not reach it: connection refused"
     assert admissions.shown(UP).progress == said
 
