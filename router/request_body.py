@@ -1,6 +1,7 @@
 """Reads a request's body: bounded in bytes and in time, per request and over all of them."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -29,12 +30,17 @@ class BodyReader:
         self._timeout_s = config.timeouts.body_s
         self._budget = config.queue.max_bytes
 
+    def whole(self, headers: Mapping[str, str], body: bytes) -> bytes:
+        """One that came with its head. Raises BodyTooLarge or UnsupportedMediaType."""
+        self._check_head(headers, len(body))
+        return body
+
     async def read(self, request: web.BaseRequest, client: HttpClient) -> bytes:
         """The whole body; usually it came with the head and nothing is waited for.
 
         Raises BodyTooLarge, BodyTimeout, UnsupportedMediaType, InvalidRequest or QueueFull.
         """
-        self._check_head(request)
+        self._check_head(request.headers, request.content_length)
         if request.headers.get("expect", "").lower() == "100-continue":
             client.invite()
         content = request.content
@@ -51,11 +57,10 @@ class BodyReader:
             raise BodyTooLarge(f"the body has over {self._limit} bytes, more are not taken")
         return body
 
-    def _check_head(self, request: web.BaseRequest) -> None:
-        told = request.content_length
+    def _check_head(self, headers: Mapping[str, str], told: int | None) -> None:
         if told is not None and told > self._limit:
             raise BodyTooLarge(f"the body has {told} bytes, at most {self._limit} are taken")
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "application/json" and not media_type.endswith("+json"):
             found = media_type[:80] or "no content type"
             raise UnsupportedMediaType(f"found {found}, expected content-type: application/json")
@@ -64,14 +69,16 @@ class BodyReader:
         pieces, size, held = [first], len(first), 0
         try:
             async with asyncio.timeout(self._timeout_s):
-                while size <= self._limit and not content.at_eof():
-                    piece = await content.readany()
-                    pieces.append(piece)
-                    size += len(piece)
+                while True:
                     if size > LARGE_BODY_BYTES:
                         self.held_bytes += size - held
                         held = size
                         self._check_budget()
+                    if size > self._limit or content.at_eof():
+                        break
+                    piece = await content.readany()
+                    pieces.append(piece)
+                    size += len(piece)
         except TimeoutError:
             raise BodyTimeout(f"the body was not sent within {self._timeout_s:g} s") from None
         finally:
