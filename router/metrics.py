@@ -1,15 +1,23 @@
 """What the router counts, under the prefix `fleet_`. Label values come from bounded sets only.
 
-Counters and histograms are written at their one call site; what others own (queue length, load,
+Counters and histograms are written at their one call site, a dozen for each call, and so they are
+no more than dictionaries; prometheus_client writes the page. What others own (queue length, load,
 health) is read from them when the page is asked for, so it can never drift from the truth.
 """
 
+from bisect import bisect_left
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.utils import floatToGoString
 
 from router.call import Priority
 from router.dispatcher import Dispatcher
@@ -32,17 +40,47 @@ SHED_REASONS = (
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5, 1, 3)
 
 
-class _ByLabels(dict[Any, Any]):
-    """A metric's children by their label values: looking one up costs a tenth of `labels`."""
+class _Counter(dict[tuple[str, ...], float]):
+    """Its values by label values."""
 
-    def __init__(self, metric: Counter | Histogram) -> None:
+    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
         super().__init__()
-        self._metric = metric
+        self.name, self.text, self.labels = name, text, labels
 
-    def __missing__(self, values: str | tuple[str, ...]) -> Any:
-        child = self._metric.labels(*([values] if isinstance(values, str) else values))
-        self[values] = child
-        return child
+    def add(self, values: tuple[str, ...], amount: float = 1.0) -> None:
+        self[values] = self.get(values, 0.0) + amount
+
+    def family(self) -> Metric:
+        family = CounterMetricFamily(self.name, self.text, labels=self.labels)
+        for values, value in self.items():
+            family.add_metric(values, value)
+        return family
+
+
+class _Histogram(dict[tuple[str, ...], list[float]]):
+    """By label values: how many fell into each bucket, the one beyond the last bound, the sum."""
+
+    def __init__(
+        self, name: str, text: str, bounds: tuple[float, ...], labels: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        self.name, self.text, self.bounds, self.labels = name, text, bounds, labels
+
+    def __missing__(self, values: tuple[str, ...]) -> list[float]:
+        self[values] = row = [0.0] * (len(self.bounds) + 2)
+        return row
+
+    def observe(self, values: tuple[str, ...], value: float) -> None:
+        row = self[values]
+        row[bisect_left(self.bounds, value)] += 1.0  # a bound belongs to its bucket
+        row[-1] += value
+
+    def family(self) -> Metric:
+        family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
+        names = [*map(floatToGoString, self.bounds), "+Inf"]
+        for values, (*counts, total) in self.items():
+            family.add_metric(values, list(zip(names, accumulate(counts), strict=True)), total)
+        return family
 
 
 class Metrics:
@@ -55,14 +93,16 @@ class Metrics:
         registry = self.registry = CollectorRegistry()
         self._tenant_labels = set(tenants)
         registry.register(_Live(dispatchers, self._tenant_label))
+        registry.register(self)
+        self._written: list[_Counter | _Histogram] = []
 
-        def counter(name: str, text: str, *labels: str) -> _ByLabels:
-            return _ByLabels(Counter(f"fleet_{name}", text, labels, registry=registry))
+        def counter(name: str, text: str, *labels: str) -> _Counter:
+            self._written.append(made := _Counter(f"fleet_{name}", text, labels))
+            return made
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> _ByLabels:
-            return _ByLabels(
-                Histogram(f"fleet_{name}", text, labels, registry=registry, buckets=buckets)
-            )
+        def histogram(name: str, text: str, bounds: tuple[float, ...], *labels: str) -> _Histogram:
+            self._written.append(made := _Histogram(f"fleet_{name}", text, bounds, labels))
+            return made
 
         self._calls = counter("calls", "Calls finished.", "route", "status")
         self._call_s = histogram("call_seconds", "Whole call.", CALL_BUCKETS, "route")
@@ -125,72 +165,76 @@ class Metrics:
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
+    def collect(self) -> Iterator[Metric]:
+        """For the registry."""
+        return (metric.family() for metric in self._written)
+
     # ---- one call site each ----
 
     def call_done(self, route: str, status: int, seconds: float) -> None:
-        self._calls[route, str(status)].inc()
-        self._call_s[route].observe(seconds)
+        self._calls.add((route, str(status)))
+        self._call_s.observe((route,), seconds)
 
     def first_token(self, model: str, seconds: float) -> None:
-        self._first_s[model].observe(seconds)
+        self._first_s.observe((model,), seconds)
 
     def between_tokens(self, model: str, seconds: float) -> None:
-        self._between_s[model].observe(seconds)
+        self._between_s.observe((model,), seconds)
 
     def retried(self, reason: str) -> None:
-        self._retries[reason].inc()
+        self._retries.add((reason,))
 
     def resumed(self, model: str, outcome: str) -> None:
-        self._resumes[model, outcome].inc()
+        self._resumes.add((model, outcome))
 
     def hedged(self, model: str, outcome: str) -> None:
-        self._hedges[model, outcome].inc()
+        self._hedges.add((model, outcome))
 
     def saved(self, model: str, seconds: float) -> None:
-        self._saved_s[model].inc(seconds)
+        self._saved_s.add((model,), seconds)
 
     def turned_away(self, reason: str) -> None:
         """A connection was, before anybody knew whose it is."""
-        self._sheds[reason].inc()
+        self._sheds.add((reason,))
 
     def cancelled(self, phase: str) -> None:
-        self._cancels[phase].inc()
+        self._cancels.add((phase,))
 
     def attempted(self, replica: Replica, outcome: str) -> None:
-        self._attempts[self._label(replica), outcome].inc()
+        self._attempts.add((self._label(replica), outcome))
 
     def ejected(self, replica: Replica) -> None:
-        self._ejections[self._label(replica)].inc()
+        self._ejections.add((self._label(replica),))
 
     def suspected(self, replica: Replica) -> None:
-        self._suspicions[self._label(replica)].inc()
+        self._suspicions.add((self._label(replica),))
 
     def tried(self, replica: Replica, kind: str, is_passed: bool) -> None:
-        self._tries[self._label(replica), kind, "passed" if is_passed else "failed"].inc()
+        self._tries.add((self._label(replica), kind, "passed" if is_passed else "failed"))
 
     def key_refused(self, key: str, limit: str) -> None:
-        self._key_refusals[key, limit].inc()
+        self._key_refusals.add((key, limit))
 
     # ---- dispatcher.Observer ----
 
     def waited(self, model: str, wait_s: float) -> None:
-        self._wait_s[model].observe(wait_s)
+        self._wait_s.observe((model,), wait_s)
 
     def shed(self, reason: str, tenant: str) -> None:
-        self._sheds[reason].inc()
-        self._tenant_sheds[self._tenant_label(tenant), reason].inc()
+        self._sheds.add((reason,))
+        self._tenant_sheds.add((self._tenant_label(tenant), reason))
 
     def idled(self, model: str, idle_s: float) -> None:
-        self._idle_s[model].inc(idle_s)
+        self._idle_s.add((model,), idle_s)
 
     def tokens(self, model: str, report: Report) -> None:
-        self._prompt[model].inc(report.prompt_tokens or 0)
-        self._generated[model].inc(report.generated_tokens or 0)
+        self._prompt.add((model,), report.prompt_tokens or 0)
+        self._generated.add((model,), report.generated_tokens or 0)
 
     def used(self, tenant: str, input_tokens: int, output_tokens: int) -> None:
         label = self._tenant_label(tenant)
-        self._tenant_tokens[label, "prompt"].inc(input_tokens)
-        self._tenant_tokens[label, "generated"].inc(output_tokens)
+        self._tenant_tokens.add((label, "prompt"), input_tokens)
+        self._tenant_tokens.add((label, "generated"), output_tokens)
 
     def _tenant_label(self, tenant: str) -> str:
         """The tenant's name, for the first so many; clients may make up any number of them."""

@@ -89,26 +89,30 @@ class Record:
             metrics.first_token(self.model, self.first_event_s)
         if report.between_tokens_s is not None:
             metrics.between_tokens(self.model, report.between_tokens_s)
-        log.call(
-            id=self.id,
-            route=self.route,
-            key=self.account or None,
-            model=self.model or None,
-            stream=self.is_stream,
-            status=self.status,
-            replica=self.replica or None,
-            attempts=self.attempts,
-            queue_ms=round(self.queue_s * 1000, 1),
-            first_event_ms=_ms(self.first_event_s),
-            total_ms=round(seconds * 1000, 1),
-            prompt_tokens=report.prompt_tokens,
-            generated_tokens=report.generated_tokens or self.events or None,
-            error=_said(error),
-            error_type=error.error_type if error else None,
-            **({"tenant": self.tenant} if self.tenant else {}),
-            **({"priority": self.priority} if self.priority != "normal" else {}),
-            **({"tries": found} if (found := tries(self.steps, self.attempts)) else {}),
-        )
+        fields: dict[str, Any] = {
+            "id": self.id,
+            "route": self.route,
+            "key": self.account or None,
+            "model": self.model or None,
+            "stream": self.is_stream,
+            "status": self.status,
+            "replica": self.replica or None,
+            "attempts": self.attempts,
+            "queue_ms": round(self.queue_s * 1000, 1),
+            "first_event_ms": _ms(self.first_event_s),
+            "total_ms": round(seconds * 1000, 1),
+            "prompt_tokens": report.prompt_tokens,
+            "generated_tokens": report.generated_tokens or self.events or None,
+            "error": _said(error) if error else None,
+            "error_type": error.error_type if error else None,
+        }
+        if self.tenant:
+            fields["tenant"] = self.tenant
+        if self.priority != "normal":
+            fields["priority"] = self.priority
+        if found := tries(self.steps, self.attempts):
+            fields["tries"] = found
+        log.call(**fields)
 
 
 def _said(error: RouterError | None) -> str | None:
