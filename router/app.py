@@ -28,6 +28,7 @@ from router.keys import KeyStore
 from router.metrics import Metrics
 from router.options import Settings
 from router.pages import Pages
+from router.plain_edge import Front
 from router.pool import Pool
 from router.prober import Prober
 from router.proxy import Proxy
@@ -85,7 +86,7 @@ class App:
         )
         self._state_dir = state_dir
         self._cluster = cluster
-        self._edge = make_server(self.handlers, config)
+        self._edge = Front(self.handlers, make_server(self.handlers, config), config, self.tasks)
         self.acceptor = Acceptor(listener, self._edge, config, self.tasks, self.metrics.turned_away)
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()

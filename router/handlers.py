@@ -1,13 +1,14 @@
-"""The aiohttp edge: HTTP in, calls to the proxy, replies out.
+"""HTTP requests in, calls to the proxy, replies out.
 
-One entry, `handle`; every call leaves it answered, counted and logged once, however it ended.
+Two entries, one for each edge: `serve` for a plain call that came in whole, `handle` for whatever
+aiohttp reads. Every call leaves them answered, counted and logged once, however it ended.
 """
 
 import asyncio
 import logging
 import random
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from router.errors import ClientGone, MethodNotAllowed, RouterError, UnknownRout
 from router.event_log import EventLog
 from router.fleet import ANY_MODEL, Fleet
 from router.http_client import HttpClient, Reply, Sent
+from router.incoming import AiohttpRequest, Incoming, WholeRequest
 from router.keys import KeyStore
 from router.metrics import Metrics
 from router.pages import Pages
@@ -96,14 +98,31 @@ class Handlers:
         self._origins = frozenset(config.cors_allow_origin)
         self._bodies.use(config)
 
+    async def serve(self, request: WholeRequest, client: HttpClient) -> None:
+        """A call on a generation route; its reply is out when this returns."""
+        record = Record(_request_id(request.headers), request.path, self._clock())
+        await self._answered(request, client, record, self._generate(request, client, record))
+
     async def handle(self, request: web.BaseRequest) -> Any:
-        """Every request comes in here; returns what aiohttp sends, or `Sent`."""
+        """Any request; returns what aiohttp sends, or `Sent`."""
+        client = HttpClient.of(request, self.cors(request.headers), self)
+        record = Record(_request_id(request.headers), _route(request.path), self._clock())
+        incoming = AiohttpRequest(request)
+        work = self._routed(request, incoming, client, record)
+        page = await self._answered(incoming, client, record, work)
+        return Sent(client.keeps_alive) if page is None else page
+
+    async def _answered(
+        self,
+        request: Incoming,
+        client: HttpClient,
+        record: Record,
+        work: Awaitable[web.Response | None],
+    ) -> web.Response | None:
         self.calls_running += 1
-        client = HttpClient(request, self._cors(request), self)
-        record = Record(_request_id(request), _route(request.path), self._clock())
         try:
             try:
-                page = await self._routed(request, client, record)
+                page = await work
                 if page is not None:
                     return page
             except RouterError as error:
@@ -123,44 +142,44 @@ class Handlers:
                 await self._caught_up(client)
         finally:
             self.calls_running -= 1
-        return Sent(client.keeps_alive)
+        return None
 
     def _routed(
-        self, request: web.BaseRequest, client: HttpClient, record: Record
+        self, request: web.BaseRequest, incoming: Incoming, client: HttpClient, record: Record
     ) -> Awaitable[web.Response | None]:
         """Gives a page for aiohttp to send, or None: the reply is out."""
-        method, path = request.method, request.path
+        method, path = incoming.method, incoming.path
         if method == "POST" and path in GENERATION_APIS:
-            return self._generate(request, client, record)
+            return self._generate(incoming, client, record)
         if method == "POST" and path in TOKENIZER_APIS:
-            return self._tokenize(request, client, record)
+            return self._tokenize(incoming, client, record)
         if method in ("GET", "HEAD") and (page := self._get.get(path)):
             return self._page(page, request, client)
-        return self._otherwise(request, client, record)
+        return self._otherwise(incoming, client, record)
 
     # ---- calls ----
 
-    async def _generate(self, request: web.BaseRequest, client: HttpClient, record: Record) -> None:
+    async def _generate(self, request: Incoming, client: HttpClient, record: Record) -> None:
         with self._keys.admit(request.headers, record) as permit:
             call = await self._call(request, client, record)
             allowed = permit.account.models
-            dispatcher = self._fleet.find(_model(call.ask, request), call.route, allowed)
+            dispatcher = self._fleet.find(_model(call.ask, request.headers), call.route, allowed)
             record.model = dispatcher.pool.model
             permit.charge(dispatcher.pool.cost(call.ask))
             await self._proxy.serve(call, dispatcher, client, record)
 
-    async def _tokenize(self, request: web.BaseRequest, client: HttpClient, record: Record) -> None:
+    async def _tokenize(self, request: Incoming, client: HttpClient, record: Record) -> None:
         with self._keys.admit(request.headers, record) as permit:
             call = await self._call(request, client, record)
             allowed = permit.account.models
-            dispatcher = self._fleet.find(_model(call.ask, request), call.route, allowed)
+            dispatcher = self._fleet.find(_model(call.ask, request.headers), call.route, allowed)
             record.model = dispatcher.pool.model
             await self._tokenizer.serve(call, dispatcher, client, record)
 
-    async def _call(self, request: web.BaseRequest, client: HttpClient, record: Record) -> Call:
+    async def _call(self, request: Incoming, client: HttpClient, record: Record) -> Call:
         config = self._config
         self._stories.began(record)
-        body = await self._bodies.read(request, client)
+        body = await request.body(self._bodies, client)
         tenant, limit_s = self._tenant(request, record), terms.time_limit_s(request.headers)
         priority = self._priority(request, tenant)
         record.tenant, record.priority = tenant, priority.name.lower()
@@ -172,7 +191,7 @@ class Handlers:
             route=request.path,
             ask=ask,
             body=body,
-            headers=_passed_on(request, record.id),
+            headers=_passed_on(request.headers, record.id),
             arrived_s=record.arrived_s,
             queue_deadline_s=record.arrived_s + min(config.queue.timeout_s, limit_s),
             deadline_s=record.arrived_s + min(config.timeouts.total_s, limit_s),
@@ -180,21 +199,21 @@ class Handlers:
             priority=priority,
         )
 
-    def _tenant(self, request: web.BaseRequest, record: Record) -> str:
+    def _tenant(self, request: Incoming, record: Record) -> str:
         """Who shares the fleet with others: whose key it is; without keys, what the client says."""
         if not self._keys.is_open:
             return record.tenant
         name = self._config.queue.tenant_header
         return terms.tenant(request.headers, name) if name else ANONYMOUS
 
-    def _priority(self, request: web.BaseRequest, tenant: str) -> Priority:
+    def _priority(self, request: Incoming, tenant: str) -> Priority:
         """As asked for, within what the tenant may ask for."""
         known = self._config.tenants.get(tenant)
         most = terms.PRIORITIES[known.max_priority] if known else Priority.HIGH
         return max(most, terms.priority(request.headers))
 
     def _refuse(
-        self, request: web.BaseRequest, client: HttpClient, record: Record, error: RouterError
+        self, request: Incoming, client: HttpClient, record: Record, error: RouterError
     ) -> None:
         """The error in whatever form the client can still be told."""
         record.error, record.status = error, record.status if client.has_started else error.status
@@ -209,7 +228,7 @@ class Handlers:
             client.write(api.error_event(error))
             client.end()
             return
-        if not request.content.is_eof():
+        if not request.is_read:
             client.close_after()
         body = b"" if request.method == "HEAD" else api.error_body(error)
         client.send(error.status, error_headers(record, error), body)
@@ -219,7 +238,7 @@ class Handlers:
         record.status, record.error = ClientGone.status, error
         self._metrics.cancelled(record.phase)
 
-    def _finish(self, request: web.BaseRequest, record: Record) -> None:
+    def _finish(self, request: Incoming, record: Record) -> None:
         if record.route != OTHER_ROUTE and request.method == "POST":
             now_s = self._clock()
             record.finish(now_s, self._metrics, self._log)
@@ -243,7 +262,7 @@ class Handlers:
         client: HttpClient,
     ) -> web.Response:
         reply = page(request)
-        reply.headers.update(self._cors(request))
+        reply.headers.update(self.cors(request.headers))
         reply.headers["server"] = "gpu-fleet"
         if client.is_closing:
             reply.force_close()
@@ -261,9 +280,7 @@ class Handlers:
             return self._pages.unhealthy("no replica serves and none is starting")
         return web.Response()
 
-    async def _otherwise(
-        self, request: web.BaseRequest, client: HttpClient, record: Record
-    ) -> None:
+    async def _otherwise(self, request: Incoming, client: HttpClient, record: Record) -> None:
         """CORS pre-flight, 405 with what is allowed, or 404."""
         method, path = request.method, request.path
         allowed = []
@@ -287,10 +304,11 @@ class Handlers:
         fields = [("allow", ",".join(allowed)), *error_headers(record, error)]
         client.send(error.status, fields, b"" if method == "HEAD" else body)
 
-    def _cors(self, request: web.BaseRequest) -> Headers:
+    def cors(self, headers: Mapping[str, str]) -> Headers:
+        """Fields for each reply to a request with these."""
         if "*" in self._origins:
             return ANY_ORIGIN
-        origin = request.headers.get("origin", "")
+        origin = headers.get("origin", "")
         allowed = [("access-control-allow-origin", origin)] if origin in self._origins else []
         return [*allowed, ("vary", "origin")]
 
@@ -307,25 +325,25 @@ def _api_of(path: str) -> Api:
     )
 
 
-def _model(ask: Ask, request: web.BaseRequest) -> str | None:
+def _model(ask: Ask, headers: Mapping[str, str]) -> str | None:
     """The body's word; what stands for any model gives way to the header."""
-    named = request.headers.get(MODEL_HEADER)
+    named = headers.get(MODEL_HEADER)
     return named if named and (ask.model or "") in ANY_MODEL else ask.model
 
 
-def _request_id(request: web.BaseRequest) -> str:
+def _request_id(headers: Mapping[str, str]) -> str:
     """The client's, when well-formed; else a new one."""
-    given = request.headers.get("x-request-id", "")
+    given = headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(96):024x}"
 
 
-def _passed_on(request: web.BaseRequest, call_id: str) -> tuple[tuple[str, str], ...]:
+def _passed_on(headers: Mapping[str, str], call_id: str) -> tuple[tuple[str, str], ...]:
     """Only what is listed here reaches a replica: no credentials, no smuggled fields."""
     fields = [("x-request-id", call_id)]
-    traceparent = request.headers.get("traceparent", "")
+    traceparent = headers.get("traceparent", "")
     if TRACEPARENT.fullmatch(traceparent):
         fields.append(("traceparent", traceparent))
-        tracestate = request.headers.get("tracestate", "")
+        tracestate = headers.get("tracestate", "")
         if TRACESTATE.fullmatch(tracestate):
             fields.append(("tracestate", tracestate))
     return tuple(fields)

@@ -1,4 +1,4 @@
-"""`edge.Client` over one aiohttp request.
+"""`edge.Client` over one connection, of either edge.
 
 Replies do not go through aiohttp's response objects: they are written to the connection directly,
 and `Sent` tells aiohttp that nothing is left to send. That is a private contract with aiohttp
@@ -11,7 +11,6 @@ from http import HTTPStatus
 from typing import Protocol
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from router.edge import Headers
 from router.errors import ClientGone
@@ -24,6 +23,17 @@ class Edge(Protocol):
     """What a client needs to know of the edge it came in by."""
 
     is_draining: bool
+
+
+class Flow(Protocol):
+    """Whether a connection takes what is written; aiohttp's protocols are such."""
+
+    @property
+    def writing_paused(self) -> bool: ...
+
+    async def _drain_helper(self) -> None:
+        """Until it takes more. Raises ConnectionError when it is lost."""
+        ...
 
 
 class Sent:
@@ -51,19 +61,37 @@ class Reply(Enum):
 
 class HttpClient:
     __slots__ = (
-        *("_closing", "_edge", "_extra", "_head", "_http10", "_protocol", "_transport"),
+        *("_closing", "_edge", "_extra", "_flow", "_head", "_http10", "_transport"),
         "reply",
     )
 
-    def __init__(self, request: web.BaseRequest, extra: Headers, edge: Edge) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport | None,
+        flow: Flow,
+        extra: Headers,
+        edge: Edge,
+        *,
+        is_last: bool = False,
+        is_http10: bool = False,
+    ) -> None:
+        """`is_last`: the client wants the connection closed then; `extra` goes into each head."""
         self._edge = edge
-        self._protocol: RequestHandler = request.protocol
-        self._transport = request.transport
+        self._flow = flow
+        self._transport = transport
         self._extra = extra
-        self._http10 = request.version < (1, 1)
-        self._closing = not request.keep_alive or self._http10
+        self._http10 = is_http10
+        self._closing = is_last
         self._head = b""
         self.reply = Reply.NONE
+
+    @classmethod
+    def of(cls, request: web.BaseRequest, extra: Headers, edge: Edge) -> "HttpClient":
+        """Over one aiohttp request."""
+        http10 = request.version < (1, 1)
+        is_last = not request.keep_alive or http10
+        transport = request.transport
+        return cls(transport, request.protocol, extra, edge, is_last=is_last, is_http10=http10)
 
     @property
     def has_started(self) -> bool:
@@ -76,7 +104,7 @@ class HttpClient:
     @property
     def is_behind(self) -> bool:
         """It has not taken what was written."""
-        return self._protocol.writing_paused and not self.is_gone
+        return self._flow.writing_paused and not self.is_gone
 
     @property
     def is_closing(self) -> bool:
@@ -115,7 +143,7 @@ class HttpClient:
         if self._head:
             data, self._head = self._head + data, b""
         transport.write(data)
-        return not self._protocol.writing_paused
+        return not self._flow.writing_paused
 
     def end(self) -> None:
         self.reply = Reply.WHOLE
@@ -131,7 +159,7 @@ class HttpClient:
     async def drain(self, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):
-                await self._protocol._drain_helper()
+                await self._flow._drain_helper()
         except TimeoutError:
             self._closing = True
             if self._transport is not None:

@@ -63,8 +63,8 @@ async def test_a_head_in_pieces_that_comes_in_time_is_served_and_so_is_the_next(
             await asyncio.sleep(0.05)  # each in a read of its own
         assert (await client.reply()).status == 200
     [protocol] = rig.app._edge.connections
-    assert protocol._head_timer is None
-    assert protocol._head_bytes == 0
+    assert protocol._late is None
+    assert protocol.is_idle
 
 
 async def test_the_time_of_a_head_ends_with_it(app, wire):
