@@ -79,14 +79,14 @@ class App:
         pages = Pages(self.fleet, self.metrics, clock)
         self.handlers = Handlers(
             *(config, self.fleet, self.proxy, tokenizer, self.keys, pages, self.metrics),
-            *(self.log, self.stories, clock),
+            *(self.log, self.stories, self.tasks, clock),
         )
         self.admin = AdminApi(
             config, self.fleet, self.handlers, self.stories, listener, self.retire
         )
         self._state_dir = state_dir
         self._cluster = cluster
-        self._edge = Front(self.handlers, make_server(self.handlers, config), config, self.tasks)
+        self._edge = Front(self.handlers, make_server(self.handlers, config), config)
         self.acceptor = Acceptor(listener, self._edge, config, self.tasks, self.metrics.turned_away)
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()

@@ -4,9 +4,8 @@
 ask and its body through queue and attempts, unchanged.
 """
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
+from typing import Literal, NamedTuple
 
 NewTokens = int | Literal["absent", "rest"]
 """max_new_tokens as written: a number, not given, or an explicit null (all that is left)."""
@@ -23,8 +22,11 @@ class Priority(IntEnum):
     LOW = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+PRIORITY_WORDS = tuple(priority.name.lower() for priority in Priority)
+"""By that number."""
+
+
+class Ask(NamedTuple):
     """The part of a request body that routing depends on."""
 
     model: str | None = None
@@ -44,8 +46,7 @@ class Ask:
     """The start of the prompt: calls that share it profit from the same prefix cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(NamedTuple):
     """What an engine will hold for a call, and what we expect it to produce."""
 
     requests: int
@@ -54,8 +55,7 @@ class Cost:
     expected_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """The client's wish. `*_s` are monotonic seconds."""
 
     id: str

@@ -102,7 +102,7 @@ class Connection(asyncio.Protocol):
             return  # a trailer: it belongs to this connection, and must not pass for a head field
         if len(self._head.fields) >= MAX_HEAD_FIELDS:
             raise httptools.HttpParserError("too many header fields")
-        self._head.fields.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        self._head.fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
     def _ends_with_connection(self) -> bool:
         """A reply without length or chunks ends when the connection does."""
         head = self._exchange.head if self._exchange else None
-        framed = head and (head.get("content-length") or head.get("transfer-encoding"))
+        framed = head and (head.get(b"content-length") or head.get(b"transfer-encoding"))
         return head is not None and not framed
 
     def _fail(self, error: RouterError) -> None:
@@ -185,8 +185,10 @@ class ConnectionPool:
     """The idle connections to one replica, newest first; there is no cap on busy ones."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, replica: Replica) -> None:
+        self.host, self.port = replica.host, replica.port
+        self.lines: dict[tuple[str, str], bytes] = {}
+        """How requests to it begin, by method and path."""
         self._loop = loop
-        self._replica = replica
         self._idle: deque[Connection] = deque()
         self._is_closed = False
 
@@ -201,7 +203,7 @@ class ConnectionPool:
 
     async def connect(self, timeout_s: float) -> Connection:
         """A new connection. Raises ConnectFailed, saying why."""
-        host, port = self._replica.host, self._replica.port
+        host, port = self.host, self.port
         try:
             async with asyncio.timeout(timeout_s):
                 _, connection = await self._loop.create_connection(

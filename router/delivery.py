@@ -9,10 +9,12 @@ from collections.abc import Callable
 from functools import partial
 
 from router.dialects import Dialect
+from router.edge import Client
 from router.errors import ClientGone, RouterError, UpstreamBroken
 from router.exchange import Exchange
 from router.lease import Lease, Report
 from router.metrics import Metrics
+from router.record import Record
 from router.relay import Plain, Relay, reply_headers
 from router.retry import PROGRESS_EVENTS
 from router.service import Service, Started
@@ -26,30 +28,47 @@ class Delivery:
 
     async def deliver(self, service: Service, started: Started) -> Report:
         """The client has the whole reply when this returns. Raises RouterError when it breaks."""
-        record, exchange = service.record, started.exchange
-        record.step(self._clock(), ANSWERING, started.lease.replica.id)
-        if not record.is_committed:
-            record.is_committed = True
-            record.first_event_s = self._clock() - record.arrived_s
+        exchange = started.exchange
+        self._begins(service.record, started)
         if exchange.is_stream:
             service.dispatcher.first_token(started.lease)
             return await self._stream(service, started)
         if service.client.has_started:  # the head is out: only events can follow, or an error
             raise _no_stream(started.lease.replica.dialect, exchange)
+        if exchange.is_done:
+            return self._whole(service.record, service.client, started)
         return await self._document(service, started)
 
+    def whole(self, record: Record, client: Client, started: Started) -> Report:
+        """A whole reply that is here, for a client that has nothing of it yet."""
+        self._begins(record, started)
+        return self._whole(record, client, started)
+
+    def _begins(self, record: Record, started: Started) -> None:
+        now_s = self._clock()
+        record.step(now_s, ANSWERING, started.lease.replica.id)
+        if not record.is_committed:
+            record.is_committed = True
+            record.first_event_s = now_s - record.arrived_s
+
+    def _whole(self, record: Record, client: Client, started: Started) -> Report:
+        head, dialect = started.exchange.head, started.lease.replica.dialect
+        assert head is not None
+        body = started.exchange.body()
+        record.status = head.status
+        if head.status >= 400:
+            record.told = dialect.refused(head.status, body)
+        report = dialect.report(head.text, body)
+        client.send(head.status, reply_headers(head, record), body)
+        return report
+
     async def _document(self, service: Service, started: Started) -> Report:
+        """One that is too large to be held."""
         record, client, exchange = service.record, service.client, started.exchange
-        head, dialect = exchange.head, started.lease.replica.dialect
+        head = exchange.head
         assert head is not None
         record.status = head.status
-        if head.status >= 400 and exchange.is_done:
-            record.told = dialect.refused(head.status, exchange.body())
-        body = exchange.body() if exchange.is_done else b""
-        report = dialect.report(dict(head.fields), body)
-        if exchange.is_done:
-            client.send(head.status, reply_headers(head, record), body)
-            return report
+        report = started.lease.replica.dialect.report(head.text, b"")
         client.start(head.status, reply_headers(head, record))
         try:
             silence_s = service.config.timeouts.between_events_s

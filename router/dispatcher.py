@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from router.call import Call, Cost
-from router.config import QueueConfig
+from router.config import QueueConfig, RetryConfig
 from router.door import MIN_QUEUE_CALLS, Door
 from router.errors import RouterError
 from router.fairness import Account, charge, charge_of
@@ -20,7 +20,7 @@ from router.policies import Policy
 from router.pool import Pool
 from router.replica import Replica
 from router.request_queue import RequestQueue, Ticket
-from router.retry import Attempts
+from router.retry import Attempts, RetryBudget
 from router.work_rate import WorkRate
 
 OVERTAKE_SHARE = 0.25
@@ -49,12 +49,14 @@ class Dispatcher:
         observer: Observer,
         clock: Callable[[], float],
         weights: Mapping[str, float] | None = None,
+        budget: RetryBudget | None = None,
     ) -> None:
-        """`weights` by tenant; 1.0 where none is given."""
+        """`weights` by tenant; 1.0 where none is given. `budget`: what may be spent on retries."""
         self.pool = pool
         self.queue = RequestQueue(MIN_QUEUE_CALLS, config.max_bytes, weights)
         self.policy = policy
         self.open_leases = 0
+        self.budget = budget or RetryBudget(RetryConfig().budget_share)
         self._config = config
         self._observer = observer
         self._clock = clock
@@ -88,7 +90,7 @@ class Dispatcher:
         Raises QueueFull, TooLate, QueueTimeout or NoReplica, each with a computed `retry_after_s`.
         """
         cost, account = self.pool.cost(call.ask), self.queue.account(call)
-        if lease := self._at_once(call, cost, account, attempts):
+        if not attempts.alone and (lease := self._now(call, cost, account, attempts.excluded)):
             return lease
         ticket = self._ticket(call, cost, account, attempts, is_retry=is_retry)
         self._account()
@@ -192,13 +194,16 @@ class Dispatcher:
 
     # ---- choosing ----
 
-    def _at_once(
-        self, call: Call, cost: Cost, account: Account, attempts: Attempts
-    ) -> Lease | None:
-        """The usual case: nobody waits and some replica has room."""
-        if len(self.queue) or attempts.alone:
+    def at_once(self, call: Call) -> Lease | None:
+        """For a call that comes in: the usual case, nobody waits and some replica has room."""
+        if len(self.queue):
             return None
-        replica = self._choose(call, cost, attempts.excluded)
+        return self._now(call, self.pool.cost(call.ask), self.queue.account(call), frozenset())
+
+    def _now(
+        self, call: Call, cost: Cost, account: Account, excluded: frozenset[str]
+    ) -> Lease | None:
+        replica = None if len(self.queue) else self._choose(call, cost, excluded)
         if replica is None:
             return None
         self.queue.arrive(call, account)
@@ -291,7 +296,7 @@ class Dispatcher:
         self._work.began(tokens)
         self._observer.waited(self.pool.model, waited_s)
         now_s = self._clock()
-        lease = Lease(replica, replica.generation, call, cost, account, tokens, now_s, waited_s)
+        lease = Lease(replica, call, cost, account, tokens, now_s, waited_s)
         replica.pace.granted(lease, cost.input_tokens)
         return lease
 

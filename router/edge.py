@@ -1,9 +1,14 @@
 """How a reply goes out: what the proxy asks of whatever edge took the call in."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
-Headers = Sequence[tuple[str, str]]
+Fields = bytes
+"""Header fields as they are sent: `name: value`, CR and LF, for each."""
+
+
+def fields(*pairs: tuple[str, str]) -> Fields:
+    """Written out; what is not Latin-1 becomes a question mark."""
+    return "".join([f"{name}: {value}\r\n" for name, value in pairs]).encode("latin-1", "replace")
 
 
 class Client(Protocol):
@@ -17,11 +22,11 @@ class Client(Protocol):
     @property
     def is_gone(self) -> bool: ...
 
-    def send(self, status: int, headers: Headers, body: bytes) -> None:
+    def send(self, status: int, headers: Fields, body: bytes) -> None:
         """A whole reply, with its length."""
         ...
 
-    def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Fields) -> None:
         """The head of a reply of unknown length."""
         ...
 

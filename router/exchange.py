@@ -10,7 +10,7 @@ waits any more.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 from typing import Protocol
 
@@ -23,7 +23,7 @@ LAST_WORDS_S = 0.25
 MAX_HELD_BYTES = 8 * 1024**2
 """A whole reply larger than this is passed on while it arrives."""
 
-Limit = tuple[float, RouterError]
+Limit = tuple[float, Callable[[], RouterError]]
 """A monotonic time, and the error that its passing is."""
 
 
@@ -40,16 +40,25 @@ class Sink(Protocol):
         ...
 
 
-@dataclass(slots=True)
 class Head:
-    """Status and header fields of a reply; field names in lower case."""
+    """Status and header fields of a reply, as they came; field names in lower case."""
 
-    status: int = 0
-    fields: list[tuple[str, str]] = field(default_factory=list)
-    is_reusable: bool = True
+    status = 0
+    is_reusable = True
 
-    def get(self, name: str) -> str:
-        return next((value for key, value in self.fields if key == name), "")
+    def __init__(self) -> None:
+        self.fields: list[tuple[bytes, bytes]] = []
+
+    @cached_property
+    def text(self) -> dict[str, str]:
+        """The fields as text; of those that stand twice the last one."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.fields}
+
+    def get(self, name: bytes) -> bytes:
+        for key, value in self.fields:
+            if key == name:
+                return value
+        return b""
 
 
 class Carrier(Protocol):
@@ -61,33 +70,30 @@ class Carrier(Protocol):
 
 
 class Exchange:
-    """One request and its reply."""
+    """One request and its reply.
 
-    __slots__ = (
-        "_connection",
-        "_deadline",
-        "_deadline_s",
-        "_has_event",
-        "_held",
-        "_held_bytes",
-        "_is_doubted",
-        "_is_ending",
-        "_loop",
-        "_max_held_bytes",
-        "_running",
-        "_silence_s",
-        "_sink",
-        "_splitter",
-        "_takes_doubts",
-        "_wake",
-        "error",
-        "has_bytes",
-        "head",
-        "is_done",
-        "is_paused",
-        "last_data_s",
-        "replica",
-    )
+    Its first state stands on the class: one is made for every call.
+    """
+
+    head: Head | None = None
+    error: RouterError | None = None
+    has_bytes = False
+    is_done = False
+    is_paused = False
+    _wake: asyncio.Future[None] | None = None
+    _news: Callable[[], None] | None = None
+    _late: asyncio.TimerHandle | None = None
+    _held_bytes = 0
+    _splitter: sse.Splitter | None = None
+    _has_event = False
+    _has_first_event = False
+    """One is held, so a stream can be judged."""
+    _sink: Sink | None = None
+    _deadline: asyncio.TimerHandle | None = None
+    _deadline_s = inf
+    _is_doubted = False
+    _takes_doubts = False
+    _is_ending = False
 
     def __init__(
         self,
@@ -103,24 +109,9 @@ class Exchange:
         self._connection = connection
         self._max_held_bytes = max_held_bytes
         self.replica = replica
-        self._wake: asyncio.Future[None] | None = None
         self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._splitter: sse.Splitter | None = None
-        self._has_event = False
-        self._sink: Sink | None = None
-        self._deadline: asyncio.TimerHandle | None = None
-        self._deadline_s = inf
         self._silence_s: Callable[[], float] = _for_ever
-        self._is_doubted = False
-        self._takes_doubts = False
-        self._is_ending = False
-        self.head: Head | None = None
-        self.error: RouterError | None = None
-        self.has_bytes = False
-        self.is_done = False
-        self.is_paused = False
-        self.last_data_s = self._loop.time()
+        self.last_data_s = loop.time()
 
     # ---- the proxy's side ----
 
@@ -136,29 +127,46 @@ class Exchange:
         so when the replica turns suspect, and at `doubt_at_s`; never, if that is None.
         """
         self._takes_doubts, self._is_doubted = doubt_at_s is not None, False
-        timers = []
+        doubt = late = None
         if doubt_at_s is not None and doubt_at_s < inf:
-            timers.append(self._loop.call_at(doubt_at_s, self.doubt))
+            doubt = self._loop.call_at(doubt_at_s, self.doubt)
         if limit is not None:
-            at_s, error = limit
-            timers.append(self._loop.call_at(at_s, self.on_failure, error))
+            late = self._loop.call_at(limit[0], self._too_late, limit[1])
         try:
-            while not (self.error or self.is_ready or self._is_doubted):
+            while self.error is None and not self.is_ready and not self._is_doubted:
                 await self._woken()
         finally:
-            for timer in timers:
-                timer.cancel()
-        if self.error:
+            if doubt is not None:
+                doubt.cancel()
+            if late is not None:
+                late.cancel()
+        if self.error is not None:
             raise self.error
+
+    def tell(self, news: Callable[[], None], limit: Limit) -> None:
+        """Calls `news` whenever there are any, instead of having somebody wait in `opened`: the
+        reply can be judged, or comes into doubt, or there will be none."""
+        self._news, self._takes_doubts = news, True
+        self._late = self._loop.call_at(limit[0], self._too_late, limit[1])
+
+    def tell_no_more(self) -> None:
+        self._news = None
+        if self._late is not None:
+            self._late.cancel()
+
+    @property
+    def is_doubted(self) -> bool:
+        """Nothing comes, though it should."""
+        return self._is_doubted
 
     @property
     def is_ready(self) -> bool:
         """The reply can be judged."""
-        if self.is_done:
-            return True
-        if self.is_stream:
-            return any(sse.has_event(block) for block in self._held)
-        return self._held_bytes > self._max_held_bytes
+        return (
+            self.is_done
+            or self._has_first_event
+            or (self._splitter is None and self._held_bytes > self._max_held_bytes)
+        )
 
     def doubt(self) -> None:
         """Nothing comes from the replica: whoever waits for a reply may ask another one as well,
@@ -190,7 +198,7 @@ class Exchange:
         if self._sink is None:
             self._sink, self._silence_s, self._deadline_s = sink, silence_s, deadline_s
             self._watch(deadline_s)
-            held, self._held = b"".join(self._held), []
+            held, self._held, self._has_first_event = b"".join(self._held), [], False
             if held:
                 self._pass_on(held)
         while not (self.is_done or self.error or self.is_paused or sink.is_over):
@@ -226,7 +234,7 @@ class Exchange:
 
     def on_head(self, head: Head) -> None:
         self.head = head
-        if head.status == 200 and head.get("content-type").startswith("text/event-stream"):
+        if head.status == 200 and head.get(b"content-type").startswith(b"text/event-stream"):
             self._splitter = sse.Splitter()
 
     def on_read(self, body: bytes) -> None:
@@ -240,6 +248,8 @@ class Exchange:
         elif body:
             self._held.append(body)
             self._held_bytes += len(body)
+            if self._splitter is not None and not self._has_first_event:
+                self._has_first_event = sse.has_event(body)
         if self._sink is None or self.is_done:
             self._notify()
 
@@ -258,6 +268,9 @@ class Exchange:
                 pace.heard(now_s)
             self._has_event = True
             self.last_data_s = now_s
+
+    def _too_late(self, error: Callable[[], RouterError]) -> None:
+        self.on_failure(error())
 
     def on_failure(self, error: RouterError) -> None:
         if not self.is_done and self.error is None:
@@ -289,8 +302,11 @@ class Exchange:
             self._wake = None
 
     def _notify(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        if self._wake is not None:
+            if not self._wake.done():
+                self._wake.set_result(None)
+        elif self._news is not None:
+            self._news()
 
     def _watch(self, deadline_s: float) -> None:
         """One timer per stream, moved on lazily: it costs nothing per event."""

@@ -21,6 +21,7 @@ from router.errors import ModelNotFound, NoReplica, RouteNotServed
 from router.policies import POLICIES
 from router.pool import Member, Pool, StateChange
 from router.replica import Admin, Replica
+from router.retry import RetryBudget
 
 STATE_FILE = "replicas.json"
 PROTOCOL = 1
@@ -132,6 +133,7 @@ class Fleet:
         for dispatcher in self:
             dispatcher.pool.use(config.health)
             dispatcher.use(config.queue, self._weights)
+            dispatcher.budget.share = config.retries.budget_share
             if is_other_policy:
                 dispatcher.policy = POLICIES[config.policy]()
 
@@ -257,6 +259,7 @@ class Fleet:
             self._observer,
             self._clock,
             self._weights,
+            RetryBudget(self._config.retries.budget_share),
         )
         self._dispatchers[model] = dispatcher
         return dispatcher

@@ -1,13 +1,12 @@
 """HTTP requests in, calls to the proxy, replies out.
 
-Two entries, one for each edge: `serve` for a plain call that came in whole, `handle` for whatever
-aiohttp reads. Every call leaves them answered, counted and logged once, however it ended.
+Two entries, one for each edge: `serve` for a plain call that came in whole (`express` serves it),
+`handle` for whatever aiohttp reads. Every call leaves them answered, counted and logged once,
+however it ended.
 """
 
 import asyncio
 import logging
-import random
-import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -15,34 +14,35 @@ from aiohttp import web
 
 from router import terms
 from router.apis import GENERATION_APIS, TOKENIZER_APIS, Api
-from router.call import ANONYMOUS, Ask, Call, Priority
+from router.call import PRIORITY_WORDS, Ask, Call, Priority
 from router.config import RouterConfig
-from router.edge import Headers
+from router.dispatcher import Dispatcher
+from router.edge import Fields, fields
 from router.errors import ClientGone, MethodNotAllowed, RouterError, UnknownRoute
 from router.event_log import EventLog
+from router.express import Express
 from router.fleet import ANY_MODEL, Fleet
 from router.http_client import HttpClient, Reply, Sent
 from router.incoming import AiohttpRequest, Incoming, WholeRequest
-from router.keys import KeyStore
+from router.keys import KeyStore, Permit
 from router.metrics import Metrics
 from router.pages import Pages
-from router.parse_worker import ParseWorker
+from router.parse_worker import ParseWorker, parse
 from router.proxy import Proxy
 from router.record import Record
 from router.relay import error_headers
 from router.request_body import BodyReader
 from router.stories import Stories
 from router.story import READ
+from router.tasks import Tasks
+from router.terms import Terms
 from router.tokenizer import Tokenizer
 
 log = logging.getLogger("router.edge")
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
-MODEL_HEADER = "x-fleet-model"
 PREFLIGHT_HEADERS = "content-type,authorization,x-api-key"
-ANY_ORIGIN = [("access-control-allow-origin", "*")]
+ANY_ORIGIN = ("access-control-allow-origin", "*")
+ANY_ORIGIN_FIELDS = fields(ANY_ORIGIN)
 OTHER_ROUTE = "other"
 """The metric label of paths that are none of ours: they come in any number."""
 
@@ -61,13 +61,15 @@ class Handlers:
         metrics: Metrics,
         log: EventLog,
         stories: Stories,
+        tasks: Tasks,
         clock: Callable[[], float],
     ) -> None:
         self._config = config
         self._fleet = fleet
-        self._proxy = proxy
+        self.proxy = proxy
         self._tokenizer = tokenizer
-        self._keys = keys
+        self.keys = keys
+        self.tasks = tasks
         self._pages = pages
         self._metrics = metrics
         self._log = log
@@ -98,50 +100,51 @@ class Handlers:
         self._origins = frozenset(config.cors_allow_origin)
         self._bodies.use(config)
 
-    async def serve(self, request: WholeRequest, client: HttpClient) -> None:
-        """A call on a generation route; its reply is out when this returns."""
-        record = Record(_request_id(request.headers), request.path, self._clock())
-        await self._answered(request, client, record, self._generate(request, client, record))
+    def serve(
+        self, request: WholeRequest, client: HttpClient, ended: Callable[[HttpClient], None]
+    ) -> Express:
+        """A call on a generation route, not begun yet."""
+        return Express(self, request, client, ended)
+
+    def record_of(self, request: WholeRequest) -> Record:
+        """Begins with its arrival."""
+        return Record(terms.request_id(request.headers), request.path, self._clock())
 
     async def handle(self, request: web.BaseRequest) -> Any:
         """Any request; returns what aiohttp sends, or `Sent`."""
         client = HttpClient.of(request, self.cors(request.headers), self)
-        record = Record(_request_id(request.headers), _route(request.path), self._clock())
+        record = Record(terms.request_id(request.headers), _route(request.path), self._clock())
         incoming = AiohttpRequest(request)
         work = self._routed(request, incoming, client, record)
-        page = await self._answered(incoming, client, record, work)
+        self.calls_running += 1
+        try:
+            page = await self.answered(incoming, client, record, work)
+        finally:
+            self.calls_running -= 1
         return Sent(client.keeps_alive) if page is None else page
 
-    async def _answered(
+    async def answered(
         self,
         request: Incoming,
         client: HttpClient,
         record: Record,
         work: Awaitable[web.Response | None],
     ) -> web.Response | None:
-        self.calls_running += 1
+        """The work's page, if it comes to one; else its reply is out when this returns."""
         try:
-            try:
-                page = await work
-                if page is not None:
-                    return page
-            except RouterError as error:
-                self._refuse(request, client, record, error)
-            except Exception:
-                log.exception("call %s: a bug in the router", record.id)
-                client.close_after()
-                bug = RouterError(f"internal error; call id {record.id}")
-                self._refuse(request, client, record, bug)
-            except asyncio.CancelledError:
-                if not record.is_told:
-                    self._gone(record, ClientGone("the client left"))
-                raise
-            finally:
-                self._finish(request, record)
-            if client.is_behind:
-                await self._caught_up(client)
+            page = await work
+            if page is not None:
+                return page
+        except Exception as exc:
+            self.failed(request, client, record, exc)
+        except asyncio.CancelledError:
+            if not record.is_told:
+                self.left(record)
+            raise
         finally:
-            self.calls_running -= 1
+            self.finish(request, record)
+        if client.is_behind:
+            await self.caught_up(client)
         return None
 
     def _routed(
@@ -160,30 +163,54 @@ class Handlers:
     # ---- calls ----
 
     async def _generate(self, request: Incoming, client: HttpClient, record: Record) -> None:
-        with self._keys.admit(request.headers, record) as permit:
+        with self.keys.admit(request.headers, record) as permit:
             call = await self._call(request, client, record)
-            allowed = permit.account.models
-            dispatcher = self._fleet.find(_model(call.ask, request.headers), call.route, allowed)
-            record.model = dispatcher.pool.model
-            permit.charge(dispatcher.pool.cost(call.ask))
-            await self._proxy.serve(call, dispatcher, client, record)
+            dispatcher = self.dispatcher_for(call, permit, record)
+            await self.proxy.serve(call, dispatcher, client, record)
 
     async def _tokenize(self, request: Incoming, client: HttpClient, record: Record) -> None:
-        with self._keys.admit(request.headers, record) as permit:
+        with self.keys.admit(request.headers, record) as permit:
             call = await self._call(request, client, record)
             allowed = permit.account.models
-            dispatcher = self._fleet.find(_model(call.ask, request.headers), call.route, allowed)
+            dispatcher = self._fleet.find(call.ask.model, call.route, allowed)
             record.model = dispatcher.pool.model
             await self._tokenizer.serve(call, dispatcher, client, record)
 
     async def _call(self, request: Incoming, client: HttpClient, record: Record) -> Call:
-        config = self._config
         self._stories.began(record)
         body = await request.body(self._bodies, client)
-        tenant, limit_s = self._tenant(request, record), terms.time_limit_s(request.headers)
-        priority = self._priority(request, tenant)
-        record.tenant, record.priority = tenant, priority.name.lower()
-        ask = await self._worker.parse(request.path, body)
+        told = self._terms(request, record)
+        return self._made(request, record, body, told, await self._worker.parse(request.path, body))
+
+    def whole_call(self, request: WholeRequest, record: Record) -> Call:
+        """Of a request that is here. Raises what is wrong with it."""
+        self._stories.began(record)
+        body = request.whole(self._bodies)
+        told = self._terms(request, record)
+        return self._made(request, record, body, told, parse(request.path, body))
+
+    def dispatcher_for(self, call: Call, permit: Permit, record: Record) -> Dispatcher:
+        """Its model's; the call is charged to the permit. Raises why it may not be made."""
+        dispatcher = self._fleet.find(call.ask.model, call.route, permit.account.models)
+        record.model = dispatcher.pool.model
+        if permit.is_metered:
+            permit.charge(dispatcher.pool.cost(call.ask))
+        return dispatcher
+
+    def _terms(self, request: Incoming, record: Record) -> Terms:
+        """Whose it is, its key says; without keys, what the client says counts."""
+        is_open = self.keys.is_open
+        told = request.terms(self._config.queue.tenant_header if is_open else None)
+        if is_open:
+            record.tenant = told.tenant
+        return told
+
+    def _made(self, request: Incoming, record: Record, body: bytes, told: Terms, ask: Ask) -> Call:
+        config, tenant = self._config, record.tenant
+        priority = self._priority(tenant, told.priority)
+        record.priority = PRIORITY_WORDS[priority]
+        if told.model and (ask.model or "") in ANY_MODEL:  # the body's word comes first
+            ask = ask._replace(model=told.model)
         record.is_stream = ask.stream
         record.step(self._clock(), READ, len(body))
         return Call(
@@ -191,35 +218,30 @@ class Handlers:
             route=request.path,
             ask=ask,
             body=body,
-            headers=_passed_on(request.headers, record.id),
+            headers=(("x-request-id", record.id), *told.traced),
             arrived_s=record.arrived_s,
-            queue_deadline_s=record.arrived_s + min(config.queue.timeout_s, limit_s),
-            deadline_s=record.arrived_s + min(config.timeouts.total_s, limit_s),
+            queue_deadline_s=record.arrived_s + min(config.queue.timeout_s, told.limit_s),
+            deadline_s=record.arrived_s + min(config.timeouts.total_s, told.limit_s),
             tenant=tenant,
             priority=priority,
         )
 
-    def _tenant(self, request: Incoming, record: Record) -> str:
-        """Who shares the fleet with others: whose key it is; without keys, what the client says."""
-        if not self._keys.is_open:
-            return record.tenant
-        name = self._config.queue.tenant_header
-        return terms.tenant(request.headers, name) if name else ANONYMOUS
-
-    def _priority(self, request: Incoming, tenant: str) -> Priority:
+    def _priority(self, tenant: str, asked: Priority) -> Priority:
         """As asked for, within what the tenant may ask for."""
         known = self._config.tenants.get(tenant)
-        most = terms.PRIORITIES[known.max_priority] if known else Priority.HIGH
-        return max(most, terms.priority(request.headers))
+        return max(terms.PRIORITIES[known.max_priority], asked) if known else asked
 
-    def _refuse(
-        self, request: Incoming, client: HttpClient, record: Record, error: RouterError
-    ) -> None:
-        """The error in whatever form the client can still be told."""
+    def failed(self, request: Incoming, client: HttpClient, record: Record, exc: Exception) -> None:
+        """The client is told, in whatever form it still can be."""
+        error = exc
+        if not isinstance(error, RouterError):
+            log.error("call %s: a bug in the router", record.id, exc_info=exc)
+            client.close_after()
+            error = RouterError(f"internal error; call id {record.id}")
         record.error, record.status = error, record.status if client.has_started else error.status
         is_whole = client.reply is Reply.WHOLE  # or it was cut, or a bug came after it
         if isinstance(error, ClientGone) or (client.is_gone and not is_whole):
-            self._gone(record, error)
+            self._left(record, error)
             return
         if is_whole:
             return
@@ -233,12 +255,15 @@ class Handlers:
         body = b"" if request.method == "HEAD" else api.error_body(error)
         client.send(error.status, error_headers(record, error), body)
 
-    def _gone(self, record: Record, error: RouterError) -> None:
-        """The client left, and with it the call."""
+    def left(self, record: Record) -> None:
+        """The client did, and with it the call."""
+        self._left(record, ClientGone("the client left"))
+
+    def _left(self, record: Record, error: RouterError) -> None:
         record.status, record.error = ClientGone.status, error
         self._metrics.cancelled(record.phase)
 
-    def _finish(self, request: Incoming, record: Record) -> None:
+    def finish(self, request: Incoming, record: Record) -> None:
         if record.route != OTHER_ROUTE and request.method == "POST":
             now_s = self._clock()
             record.finish(now_s, self._metrics, self._log)
@@ -246,7 +271,7 @@ class Handlers:
         elif record.error is not None:
             self._metrics.call_done(OTHER_ROUTE, record.status, self._clock() - record.arrived_s)
 
-    async def _caught_up(self, client: HttpClient) -> None:
+    async def caught_up(self, client: HttpClient) -> None:
         """A client that takes no replies gets no further calls in, and in the end is dropped."""
         try:
             await client.drain(self._config.timeouts.between_events_s)
@@ -262,7 +287,7 @@ class Handlers:
         client: HttpClient,
     ) -> web.Response:
         reply = page(request)
-        reply.headers.update(self.cors(request.headers))
+        reply.headers.update(self._cors(request.headers))
         reply.headers["server"] = "gpu-fleet"
         if client.is_closing:
             reply.force_close()
@@ -270,7 +295,7 @@ class Handlers:
 
     def _models(self, request: web.BaseRequest) -> frozenset[str] | None:
         """Those that a page may tell whoever asks for it; None: all. Raises Unauthorized."""
-        return self._keys.account(request.headers).models
+        return self.keys.account(request.headers).models
 
     def _health(self, request: web.BaseRequest) -> web.Response:
         """200 while calls are taken and a replica serves or is on its way."""
@@ -295,19 +320,23 @@ class Handlers:
             raise UnknownRoute(f"no route {method} {path[:200]}; {hint}")
         is_preflight = "access-control-request-method" in request.headers
         if method == "OPTIONS" and is_preflight:
-            preflight = [("access-control-allow-methods", "GET,POST")]
-            preflight += [("access-control-allow-headers", PREFLIGHT_HEADERS)]
-            client.send(200, preflight, b"")
+            methods = ("access-control-allow-methods", "GET,POST")
+            client.send(
+                200, fields(methods, ("access-control-allow-headers", PREFLIGHT_HEADERS)), b""
+            )
             return
         error = MethodNotAllowed(f"{method} is not allowed on {path}; use {allowed[0]}")
         body = _api_of(path).error_body(error)
-        fields = [("allow", ",".join(allowed)), *error_headers(record, error)]
-        client.send(error.status, fields, b"" if method == "HEAD" else body)
+        told = fields(("allow", ",".join(allowed))) + error_headers(record, error)
+        client.send(error.status, told, b"" if method == "HEAD" else body)
 
-    def cors(self, headers: Mapping[str, str]) -> Headers:
-        """Fields for each reply to a request with these."""
+    def cors(self, headers: Mapping[str, str]) -> Fields:
+        """For each reply to a request with these."""
+        return ANY_ORIGIN_FIELDS if "*" in self._origins else fields(*self._cors(headers))
+
+    def _cors(self, headers: Mapping[str, str]) -> list[tuple[str, str]]:
         if "*" in self._origins:
-            return ANY_ORIGIN
+            return [ANY_ORIGIN]
         origin = headers.get("origin", "")
         allowed = [("access-control-allow-origin", origin)] if origin in self._origins else []
         return [*allowed, ("vary", "origin")]
@@ -323,27 +352,3 @@ def _api_of(path: str) -> Api:
         or TOKENIZER_APIS.get(path)
         or GENERATION_APIS["/v1/completions" if path.startswith("/v1/") else "/generate"]
     )
-
-
-def _model(ask: Ask, headers: Mapping[str, str]) -> str | None:
-    """The body's word; what stands for any model gives way to the header."""
-    named = headers.get(MODEL_HEADER)
-    return named if named and (ask.model or "") in ANY_MODEL else ask.model
-
-
-def _request_id(headers: Mapping[str, str]) -> str:
-    """The client's, when well-formed; else a new one."""
-    given = headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else f"{random.getrandbits(96):024x}"
-
-
-def _passed_on(headers: Mapping[str, str], call_id: str) -> tuple[tuple[str, str], ...]:
-    """Only what is listed here reaches a replica: no credentials, no smuggled fields."""
-    fields = [("x-request-id", call_id)]
-    traceparent = headers.get("traceparent", "")
-    if TRACEPARENT.fullmatch(traceparent):
-        fields.append(("traceparent", traceparent))
-        tracestate = headers.get("tracestate", "")
-        if TRACESTATE.fullmatch(tracestate):
-            fields.append(("tracestate", tracestate))
-    return tuple(fields)

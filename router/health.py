@@ -80,6 +80,12 @@ class Health:
         return self.state is State.HEALTHY and not self.is_doubted
 
     @property
+    def is_spotless(self) -> bool:
+        """A served call changes nothing."""
+        faults = self.fails or self.call_fails or self.ejections
+        return self.state is State.HEALTHY and not faults
+
+    @property
     def is_suspect(self) -> bool:
         return self.state is State.SUSPECT
 

@@ -12,10 +12,12 @@ from typing import Protocol
 
 from aiohttp import web
 
-from router.edge import Headers
+from router.edge import Fields
 from router.errors import ClientGone
 
-REASONS = {status.value: status.phrase for status in HTTPStatus}
+STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -69,7 +71,7 @@ class HttpClient:
         self,
         transport: asyncio.Transport | None,
         flow: Flow,
-        extra: Headers,
+        extra: Fields,
         edge: Edge,
         *,
         is_last: bool = False,
@@ -86,7 +88,7 @@ class HttpClient:
         self.reply = Reply.NONE
 
     @classmethod
-    def of(cls, request: web.BaseRequest, extra: Headers, edge: Edge) -> "HttpClient":
+    def of(cls, request: web.BaseRequest, extra: Fields, edge: Edge) -> "HttpClient":
         """Over one aiohttp request."""
         http10 = request.version < (1, 1)
         is_last = not request.keep_alive or http10
@@ -124,13 +126,13 @@ class HttpClient:
         """Lets a client send its body that asked first (Expect: 100-continue)."""
         self._put(CONTINUE)
 
-    def send(self, status: int, headers: Headers, body: bytes) -> None:
-        head = self._render(status, headers, f"content-length: {len(body)}\r\n")
+    def send(self, status: int, headers: Fields, body: bytes) -> None:
+        head = self._render(status, headers, b"content-length: %d\r\n" % len(body))
         self.reply = Reply.WHOLE
         self._put(head + body)
 
-    def start(self, status: int, headers: Headers) -> None:
-        framing = "" if self._http10 else "transfer-encoding: chunked\r\n"
+    def start(self, status: int, headers: Fields) -> None:
+        framing = b"" if self._http10 else b"transfer-encoding: chunked\r\n"
         self._head = self._render(status, headers, framing)
         self.reply = Reply.OPEN
 
@@ -173,10 +175,9 @@ class HttpClient:
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
-    def _render(self, status: int, headers: Headers, framing: str) -> bytes:
-        fields = "".join(f"{name}: {value}\r\n" for name, value in (*headers, *self._extra))
-        self._closing = self.is_closing
-        close = "connection: close\r\n" if self._closing else ""
-        reason = REASONS.get(status, "")
-        head = f"HTTP/1.1 {status} {reason}\r\n{fields}{close}{framing}\r\n"
-        return head.encode("latin-1", "replace")
+    def _render(self, status: int, headers: Fields, framing: bytes) -> bytes:
+        if not self._closing and self._edge.is_draining:
+            self._closing = True  # said in the head, so it is settled
+        line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        close = b"connection: close\r\n" if self._closing else b""
+        return b"%b%b%b%b%b\r\n" % (line, headers, self._extra, close, framing)

@@ -159,6 +159,11 @@ class Permit:
         self.input_tokens = 0
         self._store = store
 
+    @property
+    def is_metered(self) -> bool:
+        """Its tokens are limited."""
+        return self.account.tokens is not None
+
     def charge(self, cost: Cost) -> None:
         """Raises RateLimited."""
         self._store.charge(self, cost)

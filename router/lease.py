@@ -1,7 +1,7 @@
 """The right to make one attempt at one replica, and how such an attempt ends."""
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from router.call import Call, Cost
 from router.fairness import Account
@@ -19,25 +19,38 @@ class Outcome(Enum):
     UNUSED = "unused"  # it came too late: no attempt was made
 
 
-@dataclass(eq=False, slots=True)
 class Lease:
     """Made and ended by the dispatcher only."""
 
-    replica: Replica
-    generation: int
-    call: Call
-    cost: Cost
-    account: Account
-    """Its tenant's, which was charged `tokens` for it."""
-    tokens: float
-    granted_s: float
-    waited_s: float
-    alone: bool = False
-    is_open: bool = True
+    __slots__ = (
+        *("account", "alone", "call", "cost", "generation", "granted_s", "is_open", "replica"),
+        *("tokens", "waited_s"),
+    )
+
+    def __init__(
+        self,
+        replica: Replica,
+        call: Call,
+        cost: Cost,
+        account: Account,
+        tokens: float,
+        granted_s: float,
+        waited_s: float,
+    ) -> None:
+        """`account`: the tenant's, which was charged `tokens` for it."""
+        self.replica = replica
+        self.generation = replica.generation
+        self.call = call
+        self.cost = cost
+        self.account = account
+        self.tokens = tokens
+        self.granted_s = granted_s
+        self.waited_s = waited_s
+        self.alone = False
+        self.is_open = True
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(NamedTuple):
     """What an attempt taught: None where the replica did not tell."""
 
     prompt_tokens: int | None = None
@@ -46,3 +59,6 @@ class Report:
     """Time inside the engine before its first step: its queue time, else time to first token."""
     first_token_s: float | None = None
     between_tokens_s: float | None = None
+
+
+NOTHING_TOLD = Report()

@@ -40,24 +40,27 @@ SHED_REASONS = (
 TOKEN_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2, 0.5, 1, 3)
 
 
-class _Counter(dict[tuple[str, ...], float]):
+Labels = tuple[str | int, ...]
+
+
+class _Counter(dict[Labels, float]):
     """Its values by label values."""
 
     def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
         super().__init__()
         self.name, self.text, self.labels = name, text, labels
 
-    def add(self, values: tuple[str, ...], amount: float = 1.0) -> None:
-        self[values] = self.get(values, 0.0) + amount
+    def __missing__(self, values: Labels) -> float:
+        return 0.0
 
     def family(self) -> Metric:
         family = CounterMetricFamily(self.name, self.text, labels=self.labels)
         for values, value in self.items():
-            family.add_metric(values, value)
+            family.add_metric(tuple(map(str, values)), value)
         return family
 
 
-class _Histogram(dict[tuple[str, ...], list[float]]):
+class _Histogram(dict[Labels, list[float]]):
     """By label values: how many fell into each bucket, the one beyond the last bound, the sum."""
 
     def __init__(
@@ -66,11 +69,11 @@ class _Histogram(dict[tuple[str, ...], list[float]]):
         super().__init__()
         self.name, self.text, self.bounds, self.labels = name, text, bounds, labels
 
-    def __missing__(self, values: tuple[str, ...]) -> list[float]:
+    def __missing__(self, values: Labels) -> list[float]:
         self[values] = row = [0.0] * (len(self.bounds) + 2)
         return row
 
-    def observe(self, values: tuple[str, ...], value: float) -> None:
+    def observe(self, values: Labels, value: float) -> None:
         row = self[values]
         row[bisect_left(self.bounds, value)] += 1.0  # a bound belongs to its bucket
         row[-1] += value
@@ -79,7 +82,9 @@ class _Histogram(dict[tuple[str, ...], list[float]]):
         family = HistogramMetricFamily(self.name, self.text, labels=self.labels)
         names = [*map(floatToGoString, self.bounds), "+Inf"]
         for values, (*counts, total) in self.items():
-            family.add_metric(values, list(zip(names, accumulate(counts), strict=True)), total)
+            family.add_metric(
+                tuple(map(str, values)), list(zip(names, accumulate(counts), strict=True)), total
+            )
         return family
 
 
@@ -172,7 +177,7 @@ class Metrics:
     # ---- one call site each ----
 
     def call_done(self, route: str, status: int, seconds: float) -> None:
-        self._calls.add((route, str(status)))
+        self._calls[route, status] += 1.0
         self._call_s.observe((route,), seconds)
 
     def first_token(self, model: str, seconds: float) -> None:
@@ -182,38 +187,38 @@ class Metrics:
         self._between_s.observe((model,), seconds)
 
     def retried(self, reason: str) -> None:
-        self._retries.add((reason,))
+        self._retries[reason,] += 1.0
 
     def resumed(self, model: str, outcome: str) -> None:
-        self._resumes.add((model, outcome))
+        self._resumes[model, outcome] += 1.0
 
     def hedged(self, model: str, outcome: str) -> None:
-        self._hedges.add((model, outcome))
+        self._hedges[model, outcome] += 1.0
 
     def saved(self, model: str, seconds: float) -> None:
-        self._saved_s.add((model,), seconds)
+        self._saved_s[model,] += seconds
 
     def turned_away(self, reason: str) -> None:
         """A connection was, before anybody knew whose it is."""
-        self._sheds.add((reason,))
+        self._sheds[reason,] += 1.0
 
     def cancelled(self, phase: str) -> None:
-        self._cancels.add((phase,))
+        self._cancels[phase,] += 1.0
 
     def attempted(self, replica: Replica, outcome: str) -> None:
-        self._attempts.add((self._label(replica), outcome))
+        self._attempts[self._label(replica), outcome] += 1.0
 
     def ejected(self, replica: Replica) -> None:
-        self._ejections.add((self._label(replica),))
+        self._ejections[self._label(replica),] += 1.0
 
     def suspected(self, replica: Replica) -> None:
-        self._suspicions.add((self._label(replica),))
+        self._suspicions[self._label(replica),] += 1.0
 
     def tried(self, replica: Replica, kind: str, is_passed: bool) -> None:
-        self._tries.add((self._label(replica), kind, "passed" if is_passed else "failed"))
+        self._tries[self._label(replica), kind, "passed" if is_passed else "failed"] += 1.0
 
     def key_refused(self, key: str, limit: str) -> None:
-        self._key_refusals.add((key, limit))
+        self._key_refusals[key, limit] += 1.0
 
     # ---- dispatcher.Observer ----
 
@@ -221,32 +226,38 @@ class Metrics:
         self._wait_s.observe((model,), wait_s)
 
     def shed(self, reason: str, tenant: str) -> None:
-        self._sheds.add((reason,))
-        self._tenant_sheds.add((self._tenant_label(tenant), reason))
+        self._sheds[reason,] += 1.0
+        self._tenant_sheds[self._tenant_label(tenant), reason] += 1.0
 
     def idled(self, model: str, idle_s: float) -> None:
-        self._idle_s.add((model,), idle_s)
+        self._idle_s[model,] += idle_s
 
     def tokens(self, model: str, report: Report) -> None:
-        self._prompt.add((model,), report.prompt_tokens or 0)
-        self._generated.add((model,), report.generated_tokens or 0)
+        self._prompt[model,] += report.prompt_tokens or 0
+        self._generated[model,] += report.generated_tokens or 0
 
     def used(self, tenant: str, input_tokens: int, output_tokens: int) -> None:
         label = self._tenant_label(tenant)
-        self._tenant_tokens.add((label, "prompt"), input_tokens)
-        self._tenant_tokens.add((label, "generated"), output_tokens)
+        self._tenant_tokens[label, "prompt"] += input_tokens
+        self._tenant_tokens[label, "generated"] += output_tokens
 
     def _tenant_label(self, tenant: str) -> str:
         """The tenant's name, for the first so many; clients may make up any number of them."""
+        if tenant in self._tenant_labels:
+            return tenant
         if len(self._tenant_labels) < MAX_TENANT_LABELS:
             self._tenant_labels.add(tenant)
-        return tenant if tenant in self._tenant_labels else OTHER_TENANTS
+            return tenant
+        return OTHER_TENANTS
 
     def _label(self, replica: Replica) -> str:
         """The replica's id, until so many different ones were seen that it could go on for ever."""
+        if replica.id in self._replica_labels:
+            return replica.id
         if len(self._replica_labels) < MAX_REPLICA_LABELS:
             self._replica_labels.add(replica.id)
-        return replica.id if replica.id in self._replica_labels else "other"
+            return replica.id
+        return "other"
 
 
 class _Live:

@@ -15,7 +15,6 @@ import signal
 import struct
 import sys
 from asyncio.subprocess import PIPE, Process
-from dataclasses import asdict
 from typing import BinaryIO
 
 import orjson
@@ -99,7 +98,7 @@ def serve(source: BinaryIO, sink: BinaryIO) -> None:
 
 def _verdict(path: str, body: bytes) -> bytes:
     try:
-        return OK + orjson.dumps(asdict(parse(path, body)))
+        return OK + orjson.dumps(parse(path, body)._asdict())
     except InvalidRequest as error:
         return NO + error.message.encode("utf-8", "backslashreplace")
     except MemoryError:

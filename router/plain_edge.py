@@ -13,6 +13,7 @@ that place would take, and understands it the same way:
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import cast
 
@@ -23,11 +24,11 @@ from aiohttp.web_protocol import RequestHandler
 from router.apis import GENERATION_APIS
 from router.config import RouterConfig
 from router.edge_server import EdgeProtocol, EdgeServer
+from router.express import Express
 from router.handlers import Handlers
 from router.http_client import HttpClient
-from router.incoming import WholeRequest
+from router.incoming import KnownHead, WholeRequest
 from router.parse_worker import LARGE_BODY_BYTES
-from router.tasks import Tasks
 
 END = b"\r\n\r\n"
 FOLDS = (b"\r\n ", b"\r\n\t")
@@ -36,6 +37,7 @@ ODD_FIELDS = frozenset(
     ("transfer-encoding", "upgrade", "expect", "content-encoding", "te", "trailer")
 )
 ROUTES = {path.encode(): path for path in GENERATION_APIS}
+LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})(?=[ \t]*\r\n)", re.IGNORECASE)
 PATIENCE_S = 1.0
 """For the rest of a head or body. aiohttp, which then has the connection, has bounds of its own."""
 MAX_AHEAD_BYTES = 2 * LARGE_BODY_BYTES
@@ -45,7 +47,11 @@ MAX_AHEAD_BYTES = 2 * LARGE_BODY_BYTES
 class Head:
     """One request's head, as far as llhttp reads it."""
 
-    __slots__ = ("fields", "is_odd", "is_whole", "length", "url")
+    __slots__ = (
+        *("_after", "_before", "field_count", "fields", "is_odd", "is_whole", "known", "length"),
+        "url",
+    )
+    known: KnownHead
 
     def __init__(self, data: bytes) -> None:
         """`data` ends where the head does, or it is odd."""
@@ -54,6 +60,9 @@ class Head:
         self.is_whole = False
         self.is_odd = False
         self.length = 0
+        if FOLDS[0] in data or FOLDS[1] in data:
+            self.is_odd = True
+            return
         parser = httptools.HttpRequestParser(self)
         try:
             parser.feed_data(data)
@@ -61,6 +70,27 @@ class Head:
             self.is_odd = True
             return
         self.is_odd = self.is_odd or not self.is_whole or not self._is_plain(parser)
+        if not self.is_odd:
+            found = LENGTH.search(data)
+            cut = found.span(1) if found else (0, 0)
+            self._before, self._after = data[: cut[0]], data[cut[1] :]
+            self.field_count = len(self.fields)
+            del self.fields["content-length"]
+            self.known = KnownHead(ROUTES[self.url], self.fields)
+
+    def again(self, data: bytes) -> int:
+        """Where the head ends that `data` begins with, if it is this one once more, but for the
+        body's length, which is taken over; else 0. llhttp has read all the rest of it."""
+        before = self._before
+        if not before or not data.startswith(before):
+            return 0
+        start = len(before)
+        end = data.find(b"\r", start, start + 13)
+        digits = data[start:end]
+        if end < 0 or not digits.isdigit() or not data.startswith(self._after, end):
+            return 0
+        self.length = int(digits)
+        return end + len(self._after)
 
     # ---- llhttp's side
 
@@ -102,8 +132,11 @@ class PlainEdge(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._data = b""
         self._head: Head | None = None
+        """Of the request that is coming in."""
+        self._last: Head | None = None
         self._head_end = 0
-        self._call: asyncio.Task[None] | None = None
+        self._call: Express | None = None
+        self._is_beginning = False
         self._late: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._idle_since_s = 0.0
@@ -128,7 +161,7 @@ class PlainEdge(asyncio.Protocol):
             self.on_lost()
             self.on_lost = None
         if self._call is not None:
-            self._call.cancel()
+            self._call.leave()
         if self._drained is not None and not self._drained.done():
             self._drained.set_exception(ConnectionResetError("the client left"))
 
@@ -172,47 +205,64 @@ class PlainEdge(asyncio.Protocol):
             self._is_unread = True
 
     def _next(self) -> None:
-        """The next call, if it is here; what is no plain one goes to aiohttp."""
-        data, head = self._data, self._head
-        if head is None:
-            end = data.find(END)
-            if end < 0:
-                return self._wait_or_hand_over(len(data) > self._front.head_bytes)
-            self._head_end = end + len(END)
-            text = data[: self._head_end]
-            if self._head_end > self._front.head_bytes or FOLDS[0] in text or FOLDS[1] in text:
-                return self._hand_over()
-            head = self._head = Head(text)
-            if head.is_odd or len(head.fields) > self._front.head_fields:
-                return self._hand_over()
-        whole = self._head_end + head.length
-        if len(data) < whole:
-            return self._wait_or_hand_over(head.length > LARGE_BODY_BYTES)
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        body, self._data, self._head = data[self._head_end : whole], data[whole:], None
-        request = WholeRequest(ROUTES[head.url], head.fields, body)
-        self._call = self._front.tasks.spawn(self._serve(request), "call")
+        """The next calls, as long as they are here and end at once."""
+        self._is_beginning = True
+        while self._call is None and (request := self._read()) is not None:
+            handlers = self._front.handlers
+            client = HttpClient(self.transport, self, handlers.cors(request.headers), handlers)
+            self._call = handlers.serve(request, client, self._ended)
+            self._call.begin()
+        self._is_beginning = False
 
-    async def _serve(self, request: WholeRequest) -> None:
-        handlers, transport = self._front.handlers, self.transport
-        client = HttpClient(transport, self, handlers.cors(request.headers), handlers)
-        try:
-            await handlers.serve(request, client)
-        finally:
-            self._call = None
+    def _ended(self, client: HttpClient) -> None:
+        """The call's reply is out, or its client is gone."""
+        self._call = None
         if self.transport is None:
             return
         if not client.keeps_alive:
+            self._data = b""
             return self.transport.close()
         if self._is_unread:
             self.transport.resume_reading()
             self._is_unread = False
-        if self._data:
-            self._next()
-        else:
+        if not self._data:
             self._rest()
+        elif not self._is_beginning:
+            self._next()
+
+    def _read(self) -> WholeRequest | None:
+        """The next request. None while it is not whole; what is no plain one goes to aiohttp."""
+        head = self._head or (self._read_head() if self._data else None)
+        if head is None:
+            return None
+        data = self._data
+        whole = self._head_end + head.length
+        if len(data) < whole:
+            self._head = head
+            self._wait_or_hand_over(head.length > LARGE_BODY_BYTES)
+            return None
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+        body, self._data, self._head = data[self._head_end : whole], data[whole:], None
+        return WholeRequest(head.known, body)
+
+    def _read_head(self) -> Head | None:
+        """None while it is not whole, and when the connection was handed over."""
+        data, front, head = self._data, self._front, self._last
+        end = head.again(data) if head is not None else 0
+        if not end:
+            head, end = None, data.find(END) + len(END)
+            if end < len(END):
+                self._wait_or_hand_over(len(data) > front.head_bytes)
+                return None
+        if end <= front.head_bytes:
+            head = head or Head(data[:end])
+        if head is None or head.is_odd or head.field_count > front.head_fields:
+            self._hand_over()
+            return None
+        self._last, self._head_end = head, end
+        return head
 
     # ---- what does not come ----
 
@@ -269,11 +319,8 @@ class Front:
     """Where connections begin; it makes a `PlainEdge` for each, and an aiohttp one where that
     gives up."""
 
-    def __init__(
-        self, handlers: Handlers, server: EdgeServer, config: RouterConfig, tasks: Tasks
-    ) -> None:
+    def __init__(self, handlers: Handlers, server: EdgeServer, config: RouterConfig) -> None:
         self.handlers = handlers
-        self.tasks = tasks
         self.loop = asyncio.get_running_loop()
         self._server = server
         self._plain: set[PlainEdge] = set()

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 
 from router.config import HealthConfig, RouterConfig
 from router.dialects import EngineInfo
@@ -230,8 +231,8 @@ class Prober:
         An engine that refuses it (4xx: it has no such route, it only embeds) is up and well.
         """
         route, body = replica.dialect.one_token(replica.info or EngineInfo())
-        error = UpstreamTimeout(f"no answer to a call of one token within {bound_s:g} s")
-        limit = (self._clock() + bound_s, error)
+        words = f"no answer to a call of one token within {bound_s:g} s"
+        limit = (self._clock() + bound_s, partial(UpstreamTimeout, words))
         fields = ((PROBE_FIELD, kind),)
         try:
             exchange = await self._upstream.send(replica, "POST", route, fields, body, limit=limit)
@@ -242,7 +243,7 @@ class Prober:
             if head is None:
                 return ReplicaLost("the replica closed the connection without a reply")
             refusal = replica.dialect.refusal
-            return refusal(head.status, dict(head.fields), exchange.body(), route)
+            return refusal(head.status, head.text, exchange.body(), route)
         finally:
             exchange.close()
 
@@ -288,7 +289,7 @@ class Prober:
         timeout_s = self._config.timeout_s
         if watched := self._watched.get(replica):
             watched.silence.asked()
-        error = UpstreamTimeout(f"no answer to {path} within {timeout_s:g} s")
+        error = partial(UpstreamTimeout, f"no answer to {path} within {timeout_s:g} s")
         exchange = await self._upstream.send(
             replica, "GET", path, limit=(self._clock() + timeout_s, error)
         )

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Callable
 from functools import partial
 from math import inf
-from weakref import WeakKeyDictionary
 
 from router.call import Call
 from router.config import ResumeConfig, RouterConfig
@@ -33,7 +32,7 @@ from router.errors import (
 )
 from router.exchange import Limit
 from router.health import Event
-from router.lease import Lease, Outcome, Report
+from router.lease import NOTHING_TOLD, Lease, Outcome, Report
 from router.metrics import Metrics
 from router.pool import Pool
 from router.race import first_good, outcome_of
@@ -50,7 +49,7 @@ from router.retry import (
     next_step,
     trial_step,
 )
-from router.service import Service, Started
+from router.service import Begun, Service, Started
 from router.story import CONTINUED, GRANTED, HEDGED, NEXT, QUIET
 from router.tasks import Tasks
 from router.tokenizer import Tokenizer
@@ -71,7 +70,6 @@ class Proxy:
         self._tokenizer = tokenizer
         self._config = config
         self._delivery = Delivery(metrics, clock)
-        self._budgets: WeakKeyDictionary[Pool, RetryBudget] = WeakKeyDictionary()
         self._metrics = metrics
         self._tasks = tasks
         self._clock = clock
@@ -79,41 +77,84 @@ class Proxy:
     def use(self, config: RouterConfig) -> None:
         """For calls that are served from here on."""
         self._config = config
-        for budget in self._budgets.values():
-            budget.share = config.retries.budget_share
+
+    # ---- without waiting: one attempt that nothing comes between ----
+
+    def begin(self, call: Call, dispatcher: Dispatcher, record: Record) -> Begun | None:
+        """As much of the first attempt as can be made at once; None: not even a lease."""
+        if call.ask.stream or (lease := dispatcher.at_once(call)) is None:
+            return None
+        replica = lease.replica
+        _count(record, lease)
+        exchange = self._upstream.at_once(replica, call.route, call.headers, call.body)
+        if exchange is None:
+            return Begun(lease, None)
+        record.sent(exchange.last_data_s, is_new=False)
+        record.phase = "prefill"
+        return Begun(lease, Started(lease, exchange, None, (call.deadline_s, _out_of_time)))
+
+    def is_answered(self, begun: Begun) -> bool:
+        """It has its whole reply, and that is an answer."""
+        started = begun.started
+        if started is None or not started.exchange.is_done or started.exchange.is_stream:
+            return False
+        return _verdict(begun.lease.call, started) is None
+
+    def finish(self, begun: Begun, dispatcher: Dispatcher, client: Client, record: Record) -> None:
+        """Passes that reply on."""
+        lease, started = begun
+        assert started is not None
+        record.phase = "relay"
+        outcome = Outcome.ABANDONED
+        try:
+            record.report = self._delivery.whole(record, client, started)
+            outcome = Outcome.DONE
+            _served(dispatcher.pool, lease.replica)
+        finally:
+            self._end(dispatcher, lease, started, outcome, record.report)
+        dispatcher.budget.earn()
+
+    def abandon(self, begun: Begun, dispatcher: Dispatcher) -> None:
+        """Nobody waits for it any more."""
+        self._end(dispatcher, begun.lease, begun.started, Outcome.ABANDONED, NOTHING_TOLD)
+
+    # ---- whatever comes between ----
 
     async def serve(
-        self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
+        self,
+        call: Call,
+        dispatcher: Dispatcher,
+        client: Client,
+        record: Record,
+        begun: Begun | None = None,
     ) -> None:
-        """The client has its whole answer when this returns; raises RouterError when it cannot."""
+        """The client has its whole answer when this returns; raises RouterError when it cannot.
+
+        Goes on from what was `begun` already.
+        """
         config = self._config
         opener = StreamOpener(record, client, config.timeouts.stream_open_after_s)
         relay = Relay(client, Ledger(partial(_transcript, call, dispatcher.pool, config.resume)))
         try:
-            await self._attempts(
-                Service(call, dispatcher, client, record, opener, relay, call, config)
-            )
+            service = Service(call, dispatcher, client, record, opener, relay, config)
+            await self._attempts(service, begun)
         finally:
             opener.close()
         if record.error is None:
-            self._budget_for(dispatcher.pool).earn()
+            dispatcher.budget.earn()
 
-    async def _attempts(self, service: Service) -> None:
+    async def _attempts(self, service: Service, begun: Begun | None) -> None:
         record = service.record
         step: Step | None = None
         while True:
-            record.phase = "queue"
-            service.opener.watch()
-            lease = await service.dispatcher.acquire(
-                service.wish,
-                service.attempts,
-                is_retry=step is not None,
-                at_head=step is not Step.AGAIN,
-                queued=record.queued,
-            )
-            self._count(service, lease)
+            started = None
+            if begun is not None:
+                (lease, started), begun = begun, None
+                service.attempts.count = 1
+            else:
+                lease = await self._turn(service, step)
             try:
-                await self._attempt(service, lease)
+                await self._attempt(service, lease, started)
                 return
             except RouterError as error:
                 record.failed(self._clock(), error)
@@ -126,27 +167,42 @@ class Proxy:
             if step is Step.ALONE:
                 step = await self._quiet(service)
 
-    def _count(self, service: Service, lease: Lease) -> None:
+    async def _turn(self, service: Service, step: Step | None) -> Lease:
+        """The next attempt's right, `step` being what the last one led to."""
         record, attempts = service.record, service.attempts
-        attempts.count = record.attempts = attempts.count + 1
-        record.queue_s += lease.waited_s
-        record.replica = lease.replica.id
-        record.step(lease.granted_s, GRANTED, lease.replica.id, lease.alone)
+        record.phase = "queue"
+        service.opener.watch()
+        lease = await service.dispatcher.acquire(
+            service.wish,
+            attempts,
+            is_retry=step is not None,
+            at_head=step is not Step.AGAIN,
+            queued=record.queued,
+        )
+        attempts.count += 1
+        _count(record, lease)
         service.events_before = service.relay.events
         service.relay.unsent = b""
+        return lease
 
-    async def _attempt(self, service: Service, lease: Lease) -> None:
-        """One try at one replica, or at two when the first falls silent; its lease ends with it."""
+    async def _attempt(self, service: Service, lease: Lease, started: Started | None) -> None:
+        """One try at one replica, or at two when the first falls silent; its lease ends with it.
+
+        `started`: it was sent already.
+        """
         record, pool = service.record, service.dispatcher.pool
-        outcome, started = Outcome.ABANDONED, None
+        outcome = Outcome.ABANDONED
         try:
             record.phase = "prefill"
-            started = await self._send(service, lease)
+            if started is not None:
+                started = await self._opened(service, started)
+            else:
+                started = await self._send(service, lease)
             if not started.exchange.is_ready:
                 started = await self._race(service, started)
                 lease = started.lease
                 record.replica = lease.replica.id
-            self._judge(service.call, started)
+            _judge(service.call, started)
             service.opener.close()
             record.phase = "relay"
             record.report = await self._delivery.deliver(service, started)
@@ -160,10 +216,23 @@ class Proxy:
             raise
         finally:
             if outcome is Outcome.DONE:
-                pool.on_event(lease.replica, Event.CALL_OK, "call served")
-            self._end(service, lease, started, outcome)
+                _served(pool, lease.replica)
+            self._end_of(service, lease, started, outcome)
 
-    async def _send(self, service: Service, lease: Lease) -> Started:
+    async def _opened(self, service: Service, started: Started) -> Started:
+        """What was sent without waiting has its reply, or is sent once more where it had to be."""
+        exchange = started.exchange
+        try:
+            if not exchange.is_doubted:
+                await exchange.opened(started.limit, inf)
+        except ReplicaLost:
+            exchange.close()
+            if not self._upstream.is_stale(exchange, started.lease.granted_s):
+                raise
+            return await self._send(service, started.lease, is_again=True)
+        return started
+
+    async def _send(self, service: Service, lease: Lease, *, is_again: bool = False) -> Started:
         """The request sent, and its reply ready to be judged, unless it came into doubt first."""
         call, seam = service.call, None
         if service.broken is not None:
@@ -181,6 +250,7 @@ class Proxy:
             limit=limit,
             doubt_at_s=self._doubt_at_s(lease),
             sent=service.record.sent,
+            is_again=is_again,
         )
         return Started(lease, exchange, seam, limit)
 
@@ -188,9 +258,9 @@ class Proxy:
         call = service.call
         first_s = service.config.timeouts.first_event_s if call.ask.stream else None
         if first_s is not None and self._clock() + first_s < call.deadline_s:
-            error = UpstreamTimeout(f"the replica sent no event within {first_s:g} s")
-            return self._clock() + first_s, error
-        return call.deadline_s, CallTimeout("the call's deadline passed before its answer")
+            words = f"the replica sent no event within {first_s:g} s"
+            return self._clock() + first_s, partial(UpstreamTimeout, words)
+        return call.deadline_s, _out_of_time
 
     def _doubt_at_s(self, lease: Lease) -> float:
         """When a stream's first event is later than this replica's ever are."""
@@ -198,22 +268,6 @@ class Proxy:
             return inf
         now_s, pace = self._clock(), lease.replica.pace
         return now_s + pace.first_token_deadline_s(lease.cost.input_tokens, now_s)
-
-    def _judge(self, call: Call, started: Started) -> None:
-        """Raises what the reply means, if that is no answer."""
-        exchange, dialect = started.exchange, started.lease.replica.dialect
-        head = exchange.head
-        error: RouterError | None = None
-        if head is None:
-            error = ReplicaLost("the replica closed the connection without a reply")
-        elif exchange.is_stream and not (event := exchange.first_event()):
-            error = UpstreamBroken("the replica ended its stream before the first event")
-        elif exchange.is_stream:
-            error = dialect.failure(event)
-        elif exchange.is_done:  # else it is too large to hold: its length is the only check left
-            error = dialect.refusal(head.status, dict(head.fields), exchange.body(), call.route)
-        if error is not None:
-            raise error
 
     # ---- two at a time ----
 
@@ -248,13 +302,13 @@ class Proxy:
             await asyncio.wait((own, second))
             rival = None if second.cancelled() else second.result()
             if isinstance(rival, Started) and rival is not winner:
-                self._end(service, rival.lease, rival, Outcome.OUTRUN)
+                self._end_of(service, rival.lease, rival, Outcome.OUTRUN)
             if winner is not None and winner is not first:
                 failure = None if own.cancelled() else own.result()
                 outcome = Outcome.OUTRUN
                 if isinstance(failure, RouterError):
                     outcome = self._failed(service, first.lease, failure)
-                self._end(service, first.lease, first, outcome)
+                self._end_of(service, first.lease, first, outcome)
 
     def _may_hedge(self, service: Service, silent: Replica) -> bool:
         attempts, pool = service.attempts, service.dispatcher.pool
@@ -263,7 +317,7 @@ class Proxy:
         if attempts.alone or not others:
             return False
         is_suspect = not silent.health.is_sure  # then it is not the call that takes long
-        return is_suspect or self._budget_for(pool).spend()
+        return is_suspect or _budget(service).spend()
 
     async def _answered(self, service: Service, started: Started) -> Started:
         """A good reply, whatever is doubted meanwhile. Its replica was asked first,
@@ -271,7 +325,7 @@ class Proxy:
         try:
             while not started.exchange.is_ready:
                 await started.exchange.opened(started.limit, inf)
-            self._judge(service.call, started)
+            _judge(service.call, started)
         except RouterError as error:
             self._failed(service, started.lease, error)
             raise
@@ -294,32 +348,41 @@ class Proxy:
             started = await self._send(service, lease)
             if not started.exchange.is_ready:
                 raise ReplicaSilent("the replica that was asked as well says nothing either")
-            self._judge(service.call, started)
+            _judge(service.call, started)
             return started
         except BaseException as error:
             outcome = Outcome.OUTRUN
             if isinstance(error, RouterError):
                 outcome = self._failed(service, lease, error)
                 service.record.hedge_failed(self._clock(), lease.replica.id, error)
-            self._end(service, lease, started, outcome)
+            self._end_of(service, lease, started, outcome)
             raise
 
     # ---- after an attempt ----
 
-    def _end(
+    def _end_of(
         self, service: Service, lease: Lease, started: Started | None, outcome: Outcome
+    ) -> None:
+        self._end(service.dispatcher, lease, started, outcome, _learned(service, outcome))
+
+    def _end(
+        self,
+        dispatcher: Dispatcher,
+        lease: Lease,
+        started: Started | None,
+        outcome: Outcome,
+        report: Report,
     ) -> None:
         """The one way out of an attempt: nothing runs on for it, and its place is free."""
         if started is not None:
             started.exchange.close()
-        dispatcher = service.dispatcher
         is_cut = started is None or not started.exchange.is_done
         if is_cut and outcome in (Outcome.ABANDONED, Outcome.OUTRUN):
             left_s = dispatcher.service_s - (self._clock() - lease.granted_s)
             share = max(1, lease.replica.load.requests)
             self._metrics.saved(dispatcher.pool.model, max(0.0, left_s) / share)
         self._metrics.attempted(lease.replica, outcome.value)
-        dispatcher.release(lease, outcome, _learned(service, outcome))
+        dispatcher.release(lease, outcome, report)
 
     def _told(self, service: Service, lease: Lease) -> Outcome:
         """The client has its answer, or the engine's own error event, relayed as it was sent."""
@@ -370,15 +433,7 @@ class Proxy:
             lost=self._lost(pool),
             is_stuck=service.record.is_committed and service.broken is None,
         )
-        return next_step(error, attempts, self._budget_for(pool), service.config.retries, scene)
-
-    def _budget_for(self, pool: Pool) -> RetryBudget:
-        """It covers what the loss of one replica may cost."""
-        budget = self._budgets.get(pool)
-        if budget is None:
-            budget = self._budgets[pool] = RetryBudget(self._config.retries.budget_share)
-        budget.cover(max((replica.room.requests for replica in pool), default=0))
-        return budget
+        return next_step(error, attempts, _budget(service), service.config.retries, scene)
 
     async def _quiet(self, service: Service) -> Step:
         """A suspect waits a moment before its trial: if all replicas are dying, that shows."""
@@ -434,6 +489,53 @@ class Proxy:
                 counted = await self._tokenizer.count(service.broken.question(), replica)
         self._say(service, service.broken.last_words(counted))
         self._metrics.resumed(service.record.model, "completed")
+
+
+def _count(record: Record, lease: Lease) -> None:
+    """Another attempt begins."""
+    replica = lease.replica.id
+    record.attempts += 1
+    record.queue_s += lease.waited_s
+    record.replica = replica
+    record.step(lease.granted_s, GRANTED, replica, lease.alone)
+
+
+def _out_of_time() -> RouterError:
+    return CallTimeout("the call's deadline passed before its answer")
+
+
+def _judge(call: Call, started: Started) -> None:
+    """Raises what the reply means, if that is no answer."""
+    error = _verdict(call, started)
+    if error is not None:
+        raise error
+
+
+def _verdict(call: Call, started: Started) -> RouterError | None:
+    exchange, dialect = started.exchange, started.lease.replica.dialect
+    head = exchange.head
+    if head is None:
+        return ReplicaLost("the replica closed the connection without a reply")
+    if exchange.is_stream:
+        event = exchange.first_event()
+        if not event:
+            return UpstreamBroken("the replica ended its stream before the first event")
+        return dialect.failure(event)
+    if exchange.is_done:
+        return dialect.refusal(head.status, head.text, exchange.body(), call.route)
+    return None  # it is too large to hold: its length is the only check left
+
+
+def _served(pool: Pool, replica: Replica) -> None:
+    if not replica.health.is_spotless:
+        pool.on_event(replica, Event.CALL_OK, "call served")
+
+
+def _budget(service: Service) -> RetryBudget:
+    """It covers what the loss of one replica may cost."""
+    budget, pool = service.dispatcher.budget, service.dispatcher.pool
+    budget.cover(max((replica.room.requests for replica in pool), default=0))
+    return budget
 
 
 def _learned(service: Service, outcome: Outcome) -> Report:

@@ -1,12 +1,11 @@
 """What one call has come to. Its log line and its metrics are made of this, once per call."""
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 from router.errors import RouterError, UpstreamRefusal
 from router.event_log import EventLog
-from router.lease import Report
+from router.lease import NOTHING_TOLD, Report
 from router.metrics import Metrics
 from router.story import FAILED, HEDGE_FAILED, QUEUED, SENT, Step, tries
 
@@ -22,13 +21,12 @@ QUOTED = re.compile(r"""(?<![\w`])(["'])(?:.*\1|.*)""", re.DOTALL)
 """Values inside a sentence, as serde has them, to the last such quote; an apostrophe is none."""
 
 
-@dataclass(eq=False, slots=True)
 class Record:
-    """Written by whoever serves the call, from its arrival to its end. Times are in seconds."""
+    """Written by whoever serves the call, from its arrival to its end. Times are in seconds.
 
-    id: str
-    route: str
-    arrived_s: float
+    What it begins with stands on the class: one is made for every call.
+    """
+
     account: str = ""
     """The name of the key it came with."""
     tenant: str = ""
@@ -45,16 +43,21 @@ class Record:
     """The client has received part of an answer."""
     is_told: bool = False
     """A stream's last word is out: who leaves now has got everything."""
-    report: Report = field(default_factory=Report)
+    report: Report = NOTHING_TOLD
     error: RouterError | None = None
     told: RouterError | None = None
     """What a replica refused, in its own words; passed on as it was sent."""
     priority: str = "normal"
     phase: str = "body"
     """Where a client that leaves was: body, queue, prefill or relay."""
-    steps: list[Step] = field(default_factory=list)
-    """What happened, for `story`: bare values, as every call pays for them."""
     left_out: int = 0
+
+    def __init__(self, call_id: str, route: str, arrived_s: float) -> None:
+        self.id = call_id
+        self.route = route
+        self.arrived_s = arrived_s
+        self.steps: list[Step] = []
+        """What happened, for `story`: bare values, as every call pays for them."""
 
     def step(self, at_s: float, word: str, *values: Any) -> None:
         """One of the words of `story.FIELDS`, with its values."""

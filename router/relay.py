@@ -8,15 +8,20 @@ from collections.abc import Callable
 
 from router import sse
 from router.dialects import Dialect
-from router.edge import Client
+from router.edge import Client, Fields, fields
 from router.errors import RouterError, Unauthorized, UpstreamRefusal
 from router.exchange import Head
 from router.record import Record
 from router.resume import Ledger, NotResumable, Seam
 
 COMMENT_EVERY_S = 15.0
+STREAM_HEAD = (
+    *(("content-type", "text/event-stream"), ("cache-control", "no-cache")),
+    ("x-accel-buffering", "no"),
+)
 HOP_BY_HOP = frozenset(
-    (
+    name.encode()
+    for name in (
         *("connection", "keep-alive", "proxy-authenticate", "proxy-authorization"),
         *("proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"),
         *("content-length", "server", "vary", "x-request-id", "set-cookie", "set-cookie2"),
@@ -26,7 +31,7 @@ HOP_BY_HOP = frozenset(
 )
 """Not passed on from replicas: they belong to one connection (RFC 9110, 7.6.1), to our edge, or
 speak for its whole site, to browsers and to proxies in front."""
-NOT_PASSED_ON = ("access-control-", "x-fleet-")
+NOT_PASSED_ON = (b"access-control-", b"x-fleet-")
 
 
 class Relay:
@@ -36,27 +41,23 @@ class Relay:
     through a seam, which makes it follow what the client has.
     """
 
-    __slots__ = (
-        *("_before", "_dialect", "_further_at", "_last", "_on_further", "_seam"),
-        *("client", "events", "failure", "is_over", "ledger", "unsent"),
-    )
+    events = 0
+    failure: RouterError | None = None
+    """What an event of the engine's own said."""
+    unsent = b""
+    """That event and what followed, for a client that cannot be helped otherwise."""
+    is_over = False
+    """The router has ended the answer: no more is wanted of the replica."""
+    _dialect: Dialect | None = None
+    _further_at = 0
+    _on_further: Callable[[], None] | None = None
+    _seam: Seam | None = None
+    _before = b""
+    _last = b""
 
     def __init__(self, client: Client, ledger: Ledger) -> None:
         self.client = client
         self.ledger = ledger
-        self.events = 0
-        self.failure: RouterError | None = None
-        """What an event of the engine's own said."""
-        self.unsent = b""
-        """That event and what followed, for a client that cannot be helped otherwise."""
-        self.is_over = False
-        """The router has ended the answer: no more is wanted of the replica."""
-        self._dialect: Dialect | None = None
-        self._further_at = 0
-        self._on_further: Callable[[], None] | None = None
-        self._seam: Seam | None = None
-        self._before = b""
-        self._last = b""
 
     def begin(self, dialect: Dialect, seam: Seam | None) -> None:
         """Another replica's events from here on."""
@@ -150,9 +151,7 @@ class StreamOpener:
 
     def _tick(self) -> None:
         if not self._client.has_started:
-            headers = [("content-type", "text/event-stream"), ("cache-control", "no-cache")]
-            headers += [("x-accel-buffering", "no"), ("x-request-id", self._record.id)]
-            self._client.start(200, headers)
+            self._client.start(200, fields(*STREAM_HEAD, ("x-request-id", self._record.id)))
         self._client.write(sse.COMMENT)
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(COMMENT_EVERY_S, self._tick)
@@ -163,18 +162,18 @@ class StreamOpener:
             self._timer = None
 
 
-def reply_headers(head: Head, record: Record) -> list[tuple[str, str]]:
+def reply_headers(head: Head, record: Record) -> Fields:
     """The replica's own, and who answered, after how long a wait, at which attempt."""
-    return [
-        *_passed_back(head),
-        ("x-request-id", record.id),
-        ("x-fleet-replica", record.replica),
-        ("x-fleet-queue-ms", str(round(record.queue_s * 1000))),
-        ("x-fleet-attempts", str(record.attempts)),
-    ]
+    return b"%bx-request-id: %b\r\nx-fleet-replica: %b\r\n%b" % (
+        _passed_back(head),
+        record.id.encode(),
+        record.replica.encode(),
+        b"x-fleet-queue-ms: %d\r\nx-fleet-attempts: %d\r\n"
+        % (round(record.queue_s * 1000), record.attempts),
+    )
 
 
-def error_headers(record: Record, error: RouterError) -> list[tuple[str, str]]:
+def error_headers(record: Record, error: RouterError) -> Fields:
     headers = [("content-type", "application/json"), ("x-request-id", record.id)]
     if record.attempts:
         headers.append(("x-fleet-attempts", str(record.attempts)))
@@ -182,15 +181,16 @@ def error_headers(record: Record, error: RouterError) -> list[tuple[str, str]]:
         headers.append(("www-authenticate", "Bearer"))
     if error.retry_after_s is not None:
         headers.append(("retry-after", str(error.retry_after_s)))
-    return headers
+    return fields(*headers)
 
 
-def _passed_back(head: Head) -> list[tuple[str, str]]:
+def _passed_back(head: Head) -> bytes:
     dropped = HOP_BY_HOP
-    if named := head.get("connection"):
-        dropped |= {name.strip().lower() for name in named.split(",")}
-    return [
-        (name, value)
-        for name, value in head.fields
-        if name not in dropped and not name.startswith(NOT_PASSED_ON)
+    if named := head.get(b"connection"):
+        dropped |= {name.strip().lower() for name in named.split(b",")}
+    kept = [
+        b"%b: %b\r\n" % field
+        for field in head.fields
+        if field[0] not in dropped and not field[0].startswith(NOT_PASSED_ON)
     ]
+    return b"".join(kept)

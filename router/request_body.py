@@ -17,6 +17,8 @@ from router.errors import (
 from router.http_client import HttpClient
 from router.parse_worker import LARGE_BODY_BYTES
 
+JSON = "application/json"
+
 
 class BodyReader:
     """One per router: large bodies that are being received share the queue's bound in bytes."""
@@ -60,9 +62,9 @@ class BodyReader:
     def _check_head(self, headers: Mapping[str, str], told: int | None) -> None:
         if told is not None and told > self._limit:
             raise BodyTooLarge(f"the body has {told} bytes, at most {self._limit} are taken")
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json" and not media_type.endswith("+json"):
-            found = media_type[:80] or "no content type"
+        given = headers.get("content-type", "")
+        if given != JSON and not _is_json(given):
+            found = _media_type(given)[:80] or "no content type"
             raise UnsupportedMediaType(f"found {found}, expected content-type: application/json")
 
     async def _rest(self, content: Any, first: bytes) -> bytes:
@@ -91,3 +93,12 @@ class BodyReader:
                 f"bodies that are being received hold over {self._budget} bytes already",
                 retry_after_s=1,
             )
+
+
+def _is_json(given: str) -> bool:
+    media_type = _media_type(given)
+    return media_type == JSON or media_type.endswith("+json")
+
+
+def _media_type(given: str) -> str:
+    return given.partition(";")[0].strip().lower()

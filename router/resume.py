@@ -95,14 +95,13 @@ class Ledger:
     refuses is remembered, and nothing more is kept.
     """
 
-    __slots__ = ("_bytes", "_events", "_open", "_transcript", "refusal")
+    refusal: NotResumable | None = None
+    _transcript: Transcript | None = None
+    _bytes = 0
 
     def __init__(self, open_transcript: Callable[[], Transcript]) -> None:
         self._open = open_transcript
-        self._transcript: Transcript | None = None
         self._events: list[bytes] = []
-        self._bytes = 0
-        self.refusal: NotResumable | None = None
 
     def add(self, events: bytes) -> None:
         self._events.append(events)

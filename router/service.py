@@ -1,6 +1,6 @@
 """What the steps of one call share, from its admission to its last word."""
 
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from router.call import Call
 from router.config import RouterConfig
@@ -14,25 +14,35 @@ from router.resume import Seam, Transcript
 from router.retry import Attempts
 
 
-@dataclass(slots=True)
 class Service:
     """One call being served."""
 
-    call: Call
-    dispatcher: Dispatcher
-    client: Client
-    record: Record
-    opener: StreamOpener
-    relay: Relay
-    wish: Call
-    """What is asked of the next replica: the call, or the rest of its answer."""
-    config: RouterConfig
-    """Of the time when the call came: what is reloaded since is for later ones."""
-    attempts: Attempts = field(default_factory=Attempts)
     broken: Transcript | None = None
     """What the client has of an answer that broke off, to be continued."""
-    events_before: int = 0
+    events_before = 0
     """Events the client had when the attempt began."""
+
+    def __init__(
+        self,
+        call: Call,
+        dispatcher: Dispatcher,
+        client: Client,
+        record: Record,
+        opener: StreamOpener,
+        relay: Relay,
+        config: RouterConfig,
+    ) -> None:
+        """`config` of the time when the call came: what is reloaded since is for later ones."""
+        self.call = call
+        self.dispatcher = dispatcher
+        self.client = client
+        self.record = record
+        self.opener = opener
+        self.relay = relay
+        self.config = config
+        self.attempts = Attempts()
+        self.wish = call
+        """What is asked of the next replica: the call, or the rest of its answer."""
 
     @property
     def fresh_events(self) -> int:
@@ -40,8 +50,14 @@ class Service:
         return self.relay.events - self.events_before
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Begun(NamedTuple):
+    """How far a call has come without waiting for anything."""
+
+    lease: Lease
+    started: "Started | None"
+
+
+class Started(NamedTuple):
     """A request that a replica has; its reply may be ready to be judged, or in doubt."""
 
     lease: Lease

@@ -3,19 +3,67 @@
 Raises InvalidRequest, which names the field, what was found in it and what was expected.
 """
 
+import random
 import re
 from collections.abc import Mapping
 from math import inf
+from typing import NamedTuple
 
-from router.call import ANONYMOUS, Priority
+from router.call import ANONYMOUS, PRIORITY_WORDS, Priority
 from router.errors import InvalidRequest
 
 PRIORITY_HEADER = "x-fleet-priority"
 TIMEOUT_HEADER = "x-request-timeout"
-PRIORITIES = {priority.name.lower(): priority for priority in Priority}
+MODEL_HEADER = "x-fleet-model"
+PRIORITIES = dict(zip(PRIORITY_WORDS, Priority, strict=True))
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+TRACESTATE = re.compile(r"[\x20-\x7e]{1,512}")
 TENANT = re.compile(r"[A-Za-z0-9._:@/-]{1,64}")
 SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 MAX_SHOWN = 40
+
+
+class Terms(NamedTuple):
+    """All of them; the same for every request with the same head."""
+
+    tenant: str
+    """What the client says; with keys nobody asks."""
+    priority: Priority
+    limit_s: float
+    model: str | None
+    """For a body that leaves it open."""
+    traced: tuple[tuple[str, str], ...]
+    """Fields of W3C Trace Context, passed on to the replica."""
+
+
+def terms(headers: Mapping[str, str], tenant_header: str | None) -> Terms:
+    """Raises InvalidRequest."""
+    return Terms(
+        tenant=tenant(headers, tenant_header) if tenant_header else ANONYMOUS,
+        limit_s=time_limit_s(headers),
+        priority=priority(headers),
+        model=headers.get(MODEL_HEADER),
+        traced=_traced(headers),
+    )
+
+
+def request_id(headers: Mapping[str, str]) -> str:
+    """The client's, when well-formed; else a new one."""
+    given = headers.get("x-request-id")
+    if given is not None and REQUEST_ID.fullmatch(given):
+        return given
+    return f"{random.getrandbits(96):024x}"
+
+
+def _traced(headers: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Well-formed ones: no smuggled fields."""
+    parent = headers.get("traceparent", "")
+    if not TRACEPARENT.fullmatch(parent):
+        return ()
+    state = headers.get("tracestate", "")
+    more = (("tracestate", state),) if TRACESTATE.fullmatch(state) else ()
+    return ("traceparent", parent), *more
 
 
 def tenant(headers: Mapping[str, str], name: str) -> str:

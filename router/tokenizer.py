@@ -1,6 +1,7 @@
 """Counting tokens: it takes no place in a queue and no lease, so any usable replica is asked."""
 
 from collections.abc import Callable
+from functools import partial
 
 from router.call import Call
 from router.dispatcher import Dispatcher
@@ -98,7 +99,7 @@ class Tokenizer:
             path,
             headers,
             body,
-            limit=(limit_s, UpstreamTimeout(f"{replica.id} did not tokenize in time")),
+            limit=(limit_s, partial(UpstreamTimeout, f"{replica.id} did not tokenize in time")),
             max_held_bytes=MAX_TOKENS_REPLY_BYTES,
             sent=sent,
         )

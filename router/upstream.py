@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from router.config import RouterConfig
 from router.connection import Connection, ConnectionPool
+from router.edge import Fields, fields
 from router.errors import ConnectFailed, ReplicaLost, RouterError
 from router.exchange import MAX_HELD_BYTES, Exchange, Limit
 from router.replica import Replica
@@ -40,64 +41,64 @@ class Upstream:
         doubt_at_s: float | None = None,
         max_held_bytes: int = MAX_HELD_BYTES,
         sent: Callable[[float, bool], None] | None = None,
+        is_again: bool = False,
     ) -> Exchange:
         """Sends one request and waits until its reply can be judged, or comes into doubt.
 
         An idle connection that the replica closed meanwhile is no failure of the replica: as long
         as no byte came back, the request is sent once more on a new connection. `sent` is told
-        when it goes out, and whether the connection is new.
+        when it goes out, and whether the connection is new. `is_again`: that was tried before.
         """
-        request = self._head(replica, method, path, headers, body), body
+        pool = self._pool(replica)
+        request = self._head(pool, method, path, headers, body)
+        kept = pool.take()
+        while True:
+            is_new = kept is None
+            connection = kept or await self._connect(pool, was_sent=is_again)
+            exchange = Exchange(self._loop, connection, replica, self._running, max_held_bytes)
+            sent_s = exchange.last_data_s
+            if sent is not None:
+                sent(sent_s, is_new)
+            connection.send(exchange, request, body)
+            try:
+                await exchange.opened(limit, doubt_at_s)
+            except ReplicaLost:
+                exchange.close()
+                if is_new or not self.is_stale(exchange, sent_s):
+                    raise
+            except BaseException:
+                exchange.close()
+                raise
+            else:
+                return exchange
+            kept, is_again = None, True
+
+    def at_once(
+        self,
+        replica: Replica,
+        path: str,
+        headers: tuple[tuple[str, str], ...],
+        body: bytes,
+    ) -> Exchange | None:
+        """Sends a POST on an idle connection and waits for nothing; None if there is none."""
         pool = self._pool(replica)
         kept = pool.take()
-        if kept is not None:
-            exchange = Exchange(self._loop, kept, replica, self._running, max_held_bytes)
-            if sent is not None:
-                sent(exchange.last_data_s, False)
-            if not await self._is_stale(exchange, kept, request, limit, doubt_at_s):
-                return exchange
-        try:
-            connection = await pool.connect(self._connect_s)
-        except ConnectFailed as error:
-            error.was_sent = kept is not None
-            raise
-        exchange = Exchange(self._loop, connection, replica, self._running, max_held_bytes)
-        if sent is not None:
-            sent(exchange.last_data_s, True)
-        await self._opened(exchange, connection, request, limit, doubt_at_s)
+        if kept is None:
+            return None
+        exchange = Exchange(self._loop, kept, replica, self._running)
+        kept.send(exchange, self._head(pool, "POST", path, headers, body), body)
         return exchange
 
-    async def _is_stale(
-        self,
-        exchange: Exchange,
-        connection: Connection,
-        request: tuple[bytes, bytes],
-        limit: Limit | None,
-        doubt_at_s: float | None,
-    ) -> bool:
-        sent_s = self._loop.time()
-        try:
-            await self._opened(exchange, connection, request, limit, doubt_at_s)
-        except ReplicaLost:
-            is_late = self._loop.time() - sent_s > STALE_WITHIN_S
-            if exchange.has_bytes or is_late or exchange.replica.is_gone:
-                raise
-            return True
-        return False
+    def is_stale(self, exchange: Exchange, sent_s: float) -> bool:
+        """It was sent on a connection that the replica had closed, and never reached it."""
+        is_late = self._loop.time() - sent_s > STALE_WITHIN_S
+        return not (exchange.has_bytes or is_late or exchange.replica.is_gone)
 
-    async def _opened(
-        self,
-        exchange: Exchange,
-        connection: Connection,
-        request: tuple[bytes, bytes],
-        limit: Limit | None,
-        doubt_at_s: float | None,
-    ) -> None:
-        connection.send(exchange, *request)
+    async def _connect(self, pool: ConnectionPool, *, was_sent: bool) -> Connection:
         try:
-            await exchange.opened(limit, doubt_at_s)
-        except BaseException:
-            exchange.close()
+            return await pool.connect(self._connect_s)
+        except ConnectFailed as error:
+            error.was_sent = was_sent
             raise
 
     def _pool(self, replica: Replica) -> ConnectionPool:
@@ -112,21 +113,23 @@ class Upstream:
 
     def _head(
         self,
-        replica: Replica,
+        pool: ConnectionPool,
         method: str,
         path: str,
         headers: tuple[tuple[str, str], ...],
         body: bytes,
     ) -> bytes:
-        host = f"[{replica.host}]" if ":" in replica.host else replica.host
-        fields = "".join(f"{name}: {value}\r\n" for name, value in headers)
-        content = (
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
-        )
-        return (
-            f"{method} {path} HTTP/1.1\r\nHost: {host}:{replica.port}\r\n"
-            f"{content}{fields}{self._authorization}\r\n"
-        ).encode("latin-1")
+        first = pool.lines.get((method, path))
+        if first is None:
+            host = f"[{pool.host}]" if ":" in pool.host else pool.host
+            first = f"{method} {path} HTTP/1.1\r\nHost: {host}:{pool.port}\r\n".encode("latin-1")
+            pool.lines[method, path] = first
+        if body:
+            first = b"%bContent-Type: application/json\r\nContent-Length: %d\r\n" % (
+                first,
+                len(body),
+            )
+        return b"%b%b%b\r\n" % (first, fields(*headers), self._authorization)
 
     def forget(self, replica: Replica, *, has_died: bool = False) -> None:
         """The replica is gone: its idle connections are closed; busy ones end by themselves,
@@ -159,5 +162,5 @@ class Upstream:
         self._pools.clear()
 
 
-def _authorization(api_key: str | None) -> str:
-    return f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+def _authorization(api_key: str | None) -> Fields:
+    return fields(("Authorization", f"Bearer {api_key}")) if api_key else b""

@@ -15,7 +15,7 @@ The engines differ in few things, which `Manner` names. Rules at the seam (see `
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -216,12 +216,11 @@ class ChunkTranscript:
             body["min_tokens"] = max(0, least - kept)
         if cut := count(body, "truncate_prompt_tokens"):
             body["truncate_prompt_tokens"] = cut + kept
-        ask = replace(
-            self.call.ask,
+        ask = self.call.ask._replace(
             input_chars=self.call.ask.input_chars + len(text),
             new_tokens=self.call.ask.new_tokens if left is None else left,
         )
-        call = replace(self.call, ask=ask, body=orjson.dumps(body))
+        call = self.call._replace(ask=ask, body=orjson.dumps(body))
         return Continuation(call, ChunkSeam(self, kept, counted, is_spent=is_spent))
 
     def _continued_prompt(self, text: str) -> dict[str, Any]:

@@ -92,20 +92,26 @@ class TgiDialect:
         return "/generate", b'{"inputs":"Hello","parameters":{"max_new_tokens":1}}'
 
     def cost(self, ask: Ask, info: EngineInfo, estimates: Estimates) -> Cost:
-        asked = ask.sequences * ask.instances
+        asked = sequences = ask.sequences * ask.instances
         input_tokens = estimates.input_tokens(ask.input_chars) + IMAGE_TOKENS * ask.images
-        each = max(1, input_tokens // asked)
+        each = input_tokens
+        if asked > 1:
+            each = max(1, input_tokens // asked)
+            sequences = min(ask.sequences, info.max_sequences) * ask.instances
         # What is longer, or more, is cut by the engine or refused by it at once: it holds no room.
-        longest = min(filter(None, (ask.truncate_tokens, info.max_input_tokens)), default=each)
-        sequences = min(ask.sequences, info.max_sequences) * ask.instances
+        longest = info.max_input_tokens or each
+        if ask.truncate_tokens:
+            longest = min(longest, ask.truncate_tokens)
         if longest < each or sequences < asked:
             each = min(each, longest)
             input_tokens = each * sequences
         new = self._new_tokens(ask, info, each)
-        says_length = isinstance(ask.new_tokens, int)
-        sliced = info.version >= (SLICED if says_length else (3,))
-        reserved = min(new, SLICE_TOKENS) if sliced else new
-        if info.max_total_tokens:
+        reserved = new
+        if new > SLICE_TOKENS:
+            says_length = isinstance(ask.new_tokens, int)
+            is_sliced = info.version >= (SLICED if says_length else (3,))
+            reserved = SLICE_TOKENS if is_sliced else new
+        if info.max_total_tokens and not 0 < reserved <= info.max_total_tokens - each:
             reserved = max(1, min(reserved, info.max_total_tokens - each))
         expected = max(1, round(min(new, 65_536) * estimates.output_share))
         return Cost(

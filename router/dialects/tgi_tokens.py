@@ -12,7 +12,6 @@ Rules at the seam, by what TGI does (see `resume` for what is common to all form
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -108,13 +107,12 @@ class TokenTranscript:
         if truncate is not None:
             parameters["truncate"] = truncate
         body = {**self.values, "inputs": self.prompt + so_far.prompt, "parameters": parameters}
-        ask = replace(
-            self.call.ask,
+        ask = self.call.ask._replace(
             input_chars=self.call.ask.input_chars + len(so_far.prompt),
             new_tokens=left,
             truncate_tokens=truncate,
         )
-        call = replace(self.call, ask=ask, body=orjson.dumps(body))
+        call = self.call._replace(ask=ask, body=orjson.dumps(body))
         return Continuation(call, TokenSeam(self, self._input_length(counted)))
 
     def _truncate(self, kept: int) -> int | None:

@@ -5,7 +5,6 @@ that its Protocol does not name.
 """
 
 import json
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -165,7 +164,7 @@ def test_any_ask_costs_something_and_longer_answers_no_less(
     assert cost.requests == sequences
     assert min(cost.input_tokens, cost.reserve_tokens, cost.expected_tokens) >= 1
     if isinstance(new_tokens, int):
-        longer = DIALECTS[name].cost(replace(ask, new_tokens=new_tokens + 100), info, Estimates())
+        longer = DIALECTS[name].cost(ask._replace(new_tokens=new_tokens + 100), info, Estimates())
         assert longer.reserve_tokens >= cost.reserve_tokens
         assert longer.expected_tokens >= cost.expected_tokens
 

@@ -157,7 +157,8 @@ async def test_without_budget_nobody_else_is_asked(hung, wire):
     gate = asyncio.Event()
     first = [gate, wire.reply(wire.generated("late"))]
     rig, client, silent, [other] = await hung(first, then=[wire.CUT])
-    budget = rig.app.proxy._budget_for(rig.dispatcher.pool)
+    budget = rig.dispatcher.budget
+    budget.cover(1000)  # nothing comes on top any more
     while budget.spend():
         pass
     rig.app.upstream.doubt(rig[silent.name])  # late, but its replica answers others

@@ -18,7 +18,7 @@ from router.replica import Admin
 from router.tasks import Tasks
 
 pytestmark = pytest.mark.virtual_time
-JSON = [("content-type", "application/json")]
+JSON = {"content-type": "application/json"}
 INFO = {"version": "1.4.4", "max_total_tokens": 2048, "max_batch_total_tokens": 9000}
 NEW_INFO = {"version": "3.3.5", "max_total_tokens": 2048, "max_concurrent_requests": 64}
 
@@ -47,7 +47,7 @@ class Replicas:
         if delay_s:
             await asyncio.sleep(min(delay_s, until_s - self.loop.time()))
             if self.loop.time() >= until_s:
-                raise error
+                raise error()
         answer = {"/health": self.health, "/info": self.info, "/metrics": self.metrics}.get(
             path, self.one_token
         )
@@ -56,7 +56,7 @@ class Replicas:
         status, body = answer if isinstance(answer, tuple) else (answer, b"")
         self.open += 1
         return SimpleNamespace(
-            head=SimpleNamespace(status=status, fields=JSON), body=lambda: body, close=self.closed
+            head=SimpleNamespace(status=status, text=JSON), body=lambda: body, close=self.closed
         )
 
     def closed(self):

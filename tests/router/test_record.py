@@ -168,7 +168,7 @@ async def test_a_client_that_leaves_while_its_body_is_parsed(app, until, monkeyp
 
     monkeypatch.setattr(rig.app.handlers._worker, "parse", endless)
     client = await rig.client()
-    client.post("/generate", GENERATE)
+    client.post("/generate", {**GENERATE, "inputs": "a" * MEGABYTE})
     async with asyncio.timeout(5):
         await parsing.wait()
     client.leave()
@@ -295,8 +295,7 @@ async def test_a_bug_after_the_whole_reply_adds_no_byte_to_it(
     def broken():
         raise KeyError("x")
 
-    budget = rig.app.proxy._budget_for(rig.dispatcher.pool)
-    monkeypatch.setattr(budget, "earn", broken)
+    monkeypatch.setattr(rig.dispatcher.budget, "earn", broken)
     client = await rig.client()
     with caplog.at_level(logging.ERROR):
         client.post(path, GENERATE)

@@ -10,6 +10,13 @@ from router.record import Record
 from router.stories import FAILED, RECENT, SLOW, SLOW_FOR_S, Stories
 
 
+def recorded(*args, **fields):
+    """A record that has come to these."""
+    record = Record(*args)
+    vars(record).update(fields)
+    return record
+
+
 class Clock:
     now_s = 1000.0
 
@@ -32,7 +39,7 @@ def end(stories, clock):
     """A call that came, took so long and ended."""
 
     def end(call_id, total_s=0.1, **fields):
-        record = Record(call_id, "/generate", clock.now_s - total_s, **fields)
+        record = recorded(call_id, "/generate", clock.now_s - total_s, **fields)
         stories.began(record)
         stories.ended(record, total_s)
         return record
@@ -80,7 +87,7 @@ def test_the_slowest_are_remembered_for_an_hour(stories, end, clock):
 
 
 def test_a_call_that_runs_is_there_with_what_it_took_so_far(stories, clock):
-    record = Record("running", "/generate", clock.now_s)
+    record = recorded("running", "/generate", clock.now_s)
     stories.began(record)
     clock.now_s += 50
     [story] = stories.find("running")

@@ -12,6 +12,13 @@ T = 100.0
 """Arrival."""
 
 
+def recorded(*args, **fields):
+    """A record that has come to these."""
+    record = Record(*args)
+    vars(record).update(fields)
+    return record
+
+
 def told(record, total_s, clock=lambda: T):
     stories = Stories(clock)
     stories.began(record)
@@ -22,7 +29,7 @@ def told(record, total_s, clock=lambda: T):
 
 def failed_over():
     """Waits, fails at one replica, and is served by another."""
-    record = Record("a", "/generate_stream", T, is_stream=True, model="m", attempts=2)
+    record = recorded("a", "/generate_stream", T, is_stream=True, model="m", attempts=2)
     record.step(T + 0.001, story.READ, 12)
     record.queued(T + 0.001, 3, "every replica was full")
     record.step(T + 2.0, story.GRANTED, "r0", False)
@@ -69,7 +76,7 @@ def test_steps_have_their_time_since_arrival_and_their_values_by_name():
 
 
 def test_a_call_that_ended_where_it_waited_waited_to_its_end():
-    record = Record("a", "/generate", T)
+    record = recorded("a", "/generate", T)
     record.step(T, story.READ, 1)
     record.queued(T, 1, "no replica was ready")
     assert told(record, 60.0)["parts"][0] == {
@@ -81,7 +88,7 @@ def test_a_call_that_ended_where_it_waited_waited_to_its_end():
 
 
 def test_a_call_without_any_step_has_a_part_all_the_same():
-    assert told(Record("a", "/generate", T), 0.0)["parts"] == [
+    assert told(recorded("a", "/generate", T), 0.0)["parts"] == [
         {"part": "body", "ms": 0.0, "share": 0.0}
     ]
 
@@ -99,7 +106,7 @@ def test_the_log_gets_the_failed_tries_of_a_call_that_had_several():
 
 
 def test_a_call_that_two_replicas_had_at_a_time():
-    record = Record("a", "/generate_stream", T, is_stream=True, attempts=2, replica="r1")
+    record = recorded("a", "/generate_stream", T, is_stream=True, attempts=2, replica="r1")
     record.step(T, story.GRANTED, "r0", False)
     record.sent(T, False)
     record.step(T + 1.0, story.HEDGED, "r1")
@@ -115,7 +122,7 @@ def test_a_call_that_two_replicas_had_at_a_time():
 
 
 def test_of_endless_tries_the_first_and_the_last_are_kept():
-    record = Record("a", "/generate", T)
+    record = recorded("a", "/generate", T)
     for number in range(500):
         record.step(T + number, story.GRANTED, f"r{number}", False)
     kept = told(record, 500.0)
@@ -142,7 +149,7 @@ def test_a_clients_own_mistake_is_no_failure_of_the_fleet(status, error, attempt
 
 
 def test_a_story_has_a_field_for_each_value_that_is_kept():
-    record = Record("id", "/r", T, model="m", status=503, replica="r", attempts=3, queue_s=4.0)
+    record = recorded("id", "/r", T, model="m", status=503, replica="r", attempts=3, queue_s=4.0)
     found = told(record, 5.0)
     shown = {key: found[key] for key in ("id", "route", "model", "status", "replica", "attempts")}
     assert shown == {

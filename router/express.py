@@ -1,0 +1,143 @@
+"""A plain call that waits for nothing but its reply: served without a task of its own.
+
+It gets its replica at once, its request goes out on an idle connection, and its reply comes back
+whole and good. So do most calls of a fleet that is not full. Whatever comes between - a queue, a
+stream, a connection to be made, a refusal, doubt, a death - is `Proxy.serve`'s, which goes on from
+where this one is. Each step here is one of that path's own.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from router.call import Call
+from router.dispatcher import Dispatcher
+from router.http_client import HttpClient
+from router.incoming import WholeRequest
+from router.keys import Permit
+from router.service import Begun
+
+if TYPE_CHECKING:
+    from router.handlers import Handlers
+
+
+class Express:
+    """One call on one connection. `ended` is called once nothing is left to do for its client."""
+
+    _permit: Permit | None = None
+    _begun: Begun | None = None
+    _task: "asyncio.Task[None] | None" = None
+    _is_over = False
+    _is_in_task = False
+    _call: Call
+    _dispatcher: Dispatcher
+
+    def __init__(
+        self,
+        handlers: "Handlers",
+        request: WholeRequest,
+        client: HttpClient,
+        ended: Callable[[HttpClient], None],
+    ) -> None:
+        self._handlers = handlers
+        self._request = request
+        self._client = client
+        self._ended = ended
+        self._record = handlers.record_of(request)
+
+    def begin(self) -> None:
+        """As far as it goes without waiting; `ended` may be called before this returns."""
+        handlers, record = self._handlers, self._record
+        handlers.calls_running += 1
+        try:
+            self._permit = permit = handlers.keys.admit(self._request.headers, record)
+            self._call = handlers.whole_call(self._request, record)
+            self._dispatcher = handlers.dispatcher_for(self._call, permit, record)
+            self._begun = begun = handlers.proxy.begin(self._call, self._dispatcher, record)
+        except Exception as exc:
+            return self._failed(exc)
+        started = begun.started if begun is not None else None
+        if started is None or started.exchange.error is not None:
+            self._go_on()
+        else:
+            started.exchange.tell(self._news, started.limit)
+
+    def leave(self) -> None:
+        """The client did."""
+        if self._is_over:
+            return
+        if self._task is not None:
+            self._task.cancel()
+            if self._is_in_task:
+                return
+        if self._begun is not None:
+            self._handlers.proxy.abandon(self._begun, self._dispatcher)
+        self._handlers.left(self._record)
+        self._finish(None)
+
+    # ---- the exchange's side ----
+
+    def _news(self) -> None:
+        begun = self._begun
+        assert begun is not None
+        assert begun.started is not None
+        exchange, proxy = begun.started.exchange, self._handlers.proxy
+        if not (exchange.is_ready or exchange.error is not None or exchange.is_doubted):
+            return  # more of its reply has come
+        exchange.tell_no_more()
+        if exchange.error is not None or not proxy.is_answered(begun):
+            return self._go_on()
+        try:
+            proxy.finish(begun, self._dispatcher, self._client, self._record)
+        except Exception as exc:
+            return self._failed(exc)
+        self._finish(None)
+        self._over()
+
+    # ----
+
+    def _failed(self, exc: Exception) -> None:
+        self._handlers.failed(self._request, self._client, self._record, exc)
+        self._finish(exc)
+        self._over()
+
+    def _finish(self, failure: Exception | None) -> None:
+        """Its line is written, its allowance settled."""
+        handlers, permit = self._handlers, self._permit
+        self._is_over = True
+        if permit is not None:
+            handlers.keys.settle(permit, failure)
+        handlers.finish(self._request, self._record)
+        handlers.calls_running -= 1
+
+    def _over(self) -> None:
+        if self._client.is_behind:
+            self._task = self._handlers.tasks.spawn(self._caught_up(), "call")
+        else:
+            self._ended(self._client)
+
+    async def _caught_up(self) -> None:
+        await self._handlers.caught_up(self._client)
+        self._ended(self._client)
+
+    # ---- with a task ----
+
+    def _go_on(self) -> None:
+        self._task = self._handlers.tasks.spawn(self._rest(), "call")
+
+    async def _rest(self) -> None:
+        self._is_in_task = True
+        handlers = self._handlers
+        try:
+            await handlers.answered(self._request, self._client, self._record, self._served())
+        finally:
+            handlers.calls_running -= 1
+            self._is_over = True
+        self._ended(self._client)
+
+    async def _served(self) -> None:
+        assert self._permit is not None
+        with self._permit:
+            await self._handlers.proxy.serve(
+                *(self._call, self._dispatcher, self._client, self._record, self._begun)
+            )
