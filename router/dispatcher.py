@@ -21,6 +21,7 @@ from router.pool import Pool
 from router.replica import Replica
 from router.request_queue import RequestQueue, Ticket
 from router.retry import Attempts, RetryBudget
+from router.speed import Speeds
 from router.work_rate import WorkRate
 
 OVERTAKE_SHARE = 0.25
@@ -61,6 +62,7 @@ class Dispatcher:
         self._observer = observer
         self._clock = clock
         self._work = WorkRate()
+        self._speeds = Speeds(pool)
         self._door = Door(pool, self.queue, self._work, config, observer, clock)
         self._service_s = 1.0
         self._reserved: tuple[Ticket, Replica] | None = None
@@ -144,6 +146,7 @@ class Dispatcher:
         lease.replica.pace.ended(lease)
         load.requests -= lease.cost.requests
         load.tokens -= lease.cost.reserve_tokens
+        self._speeds.weigh(lease.replica)
         lease.replica.idle_since_s = self._clock()
         lease.replica.alone = False
         self.pump()
@@ -290,6 +293,7 @@ class Dispatcher:
             self.pool.busy(replica)
         replica.load.requests += cost.requests
         replica.load.tokens += cost.reserve_tokens
+        self._speeds.weigh(replica)
         self.open_leases += 1
         tokens = charge_of(cost)
         self.queue.charge(call, account, tokens)
@@ -328,6 +332,9 @@ class Dispatcher:
         self._work.served(expected_tokens, service_s)
         self._service_s += 0.1 * (service_s - self._service_s)
         replica.room.answered(report.engine_wait_s, replica.load, self._service_s, now_s)
+        tokens = report.generated_tokens or expected_tokens
+        seconds = report.between_tokens_s * tokens if report.between_tokens_s else service_s
+        self._speeds.seen(replica, seconds, tokens, now_s)
         self._learn_sizes(lease, report)
 
     def _learn_sizes(self, lease: Lease, report: Report) -> None:

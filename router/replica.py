@@ -1,6 +1,7 @@
 """One running model server as the router sees it.
 
-Who writes what: the dispatcher `load`, `room`, `idle_since_s` and `alone`; the prober `canary_s`;
+Who writes what: the dispatcher `load`, `room`, `idle_since_s` and `alone`, and by its `Speeds` what
+was learned of its speed; the prober `canary_s`;
 whoever hears of the replica `pace`; the pool everything else. Policies and the admin page only
 read.
 """
@@ -29,6 +30,15 @@ COMING = frozenset({"", "pending", "starting", "loading", "ready", "draining"})
 """Phases in which a replica serves or may soon; "" when nobody tells (the router is alone)."""
 LEAVING = "draining"
 """The launcher is about to stop it: it finishes what it has."""
+
+
+@dataclass(slots=True)
+class Speed:
+    """What its calls have told lately, in the measure of `router.speed`."""
+
+    seconds: float = 0.0
+    tokens: float = 0.0
+    is_news: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -73,6 +83,11 @@ class Replica:
     """Why it is in the state it is in."""
     served: int = 0
     failed: int = 0
+    speed: Speed = field(default_factory=Speed)
+    rank: float = 0.0
+    """The least would be done with a call first."""
+    crowd: float = 0.0
+    """Its load, in calls of a usual length."""
 
     @property
     def base_url(self) -> str:
@@ -95,7 +110,16 @@ class Replica:
         )
 
     def takes(self, cost: Cost) -> bool:
-        return self.is_usable and not self.alone and self.room.takes(self.load, cost)
+        """An idle one takes any call: the engine judges. Else it must fit beside the rest."""
+        if not self.is_usable or self.alone:
+            return False
+        room, held = self.room, self.load.requests
+        if not held or room.is_paused:
+            return not room.is_paused
+        return (
+            held + cost.requests <= room.requests
+            and self.load.tokens + cost.reserve_tokens <= room.tokens
+        )
 
     def __repr__(self) -> str:
         return (

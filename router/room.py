@@ -16,8 +16,7 @@ that, having nothing to do, it would get every call at once.
 """
 
 from dataclasses import dataclass
-
-from router.call import Cost
+from math import inf
 
 FIRST_LIMIT = 8.0
 SLOW_START_REQUESTS = 2
@@ -73,6 +72,8 @@ class Room:
         self.capacity = capacity or Capacity()
         self.requests = 1
         """Requests it may hold now."""
+        self.tokens = inf
+        """Tokens, likewise."""
         self.is_paused = False
         """Just refused a call: nothing is sent until the dispatcher's pause is over."""
         self.is_doubling = True
@@ -131,17 +132,6 @@ class Room:
             hides_batch=told.hides_batch,
         )
         self._settle()
-
-    def takes(self, load: Load, cost: Cost) -> bool:
-        """An idle replica takes any call: the engine judges. Else it must fit beside the rest."""
-        if self.is_paused:
-            return False
-        if load.requests == 0:
-            return True
-        if load.requests + cost.requests > self.requests:
-            return False
-        budget = self.capacity.tokens
-        return budget is None or load.tokens + cost.reserve_tokens <= budget * self._share
 
     def answered(
         self, engine_wait_s: float | None, load: Load, service_s: float, now_s: float
@@ -221,6 +211,8 @@ class Room:
         self._limit = min(self._limit, float(ceiling))
         most = ceiling if self.capacity.is_told else self._limit
         self.requests = max(1, int(most * self._share))
+        budget = self.capacity.tokens
+        self.tokens = inf if budget is None else budget * self._share
         if self._slow_requests is not None and self._slow_requests < self.requests:
             self.requests = self._slow_requests
         else:

@@ -23,7 +23,14 @@ from pydantic_core import CoreSchema
 
 from router.config.mismatch import Mismatch, refuse
 
-Policy = Literal["least_tokens", "least_requests", "round_robin", "power_of_two", "prefix_affinity"]
+Policy = Literal[
+    "expected_finish",
+    "least_tokens",
+    "least_requests",
+    "round_robin",
+    "power_of_two",
+    "prefix_affinity",
+]
 DialectName = Literal["tgi", "openai"]
 PriorityName = Literal["high", "normal", "low"]
 TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/-]{0,64}$")]
@@ -301,7 +308,7 @@ class RouterConfig(StrictModel):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(8080, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
-    policy: Policy = Field("least_tokens", description="How a replica with room is chosen.")
+    policy: Policy = Field("expected_finish", description="How a replica with room is chosen.")
     queue: QueueConfig = QueueConfig()
     tenants: dict[TenantName, TenantConfig] = Field(
         default={},

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from router.config import Policy as PolicyName
 from router.policies.base import Policy
+from router.policies.expected_finish import ExpectedFinish
 from router.policies.least_requests import LeastRequests
 from router.policies.least_tokens import LeastTokens
 from router.policies.power_of_two import PowerOfTwo
@@ -11,6 +12,7 @@ from router.policies.prefix_affinity import PrefixAffinity
 from router.policies.round_robin import RoundRobin
 
 POLICIES: dict[PolicyName, Callable[[], Policy]] = {
+    "expected_finish": ExpectedFinish,
     "least_tokens": LeastTokens,
     "least_requests": LeastRequests,
     "round_robin": RoundRobin,

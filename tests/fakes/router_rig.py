@@ -41,7 +41,9 @@ class Rig:
         self.port = self.sock.getsockname()[1]
         self.out = io.BytesIO()
         self.is_closed = False
-        config = RouterConfig.model_validate({"port": 0, **options})
+        # Scripted replicas are as slow as their scripts: nothing is to be learned from that.
+        given = {"port": 0, "policy": "least_tokens", **options}
+        config = RouterConfig.model_validate(given)
         self.app = App(config, self.sock, state_dir=state_dir, log=EventLog(self.out))
 
     def listed(self, *, epoch=0, cluster="test", models=(), **fields) -> ReplicaList:

@@ -81,7 +81,7 @@ def test_a_file_for_the_router_alone_is_told_back(check):
         [
             "c.yaml: fine",
             "  router   alone: `router --config` takes this file, `launcher up` does not",
-            "  endpoint http://127.0.0.1:(a free port), policy least_tokens",
+            "  endpoint http://127.0.0.1:(a free port), policy expected_finish",
             "  replica  http://h:1, model default",
             "  replica  http://h:2, model m",
         ],

@@ -26,7 +26,7 @@ MODELS = [
 
 def test_the_defaults_are_those_of_the_design():
     config = RouterConfig()
-    assert (config.host, config.port, config.policy) == ("127.0.0.1", 8080, "least_tokens")
+    assert (config.host, config.port, config.policy) == ("127.0.0.1", 8080, "expected_finish")
     assert config.queue.max_bytes == 512 * 1024**2
     assert config.queue.max_overtake_s == 2.0
     assert config.timeouts.stream_open_after_s == 10.0

@@ -116,8 +116,9 @@ WRONG_VALUES = [
      "router.timeouts.total_s: found the number .inf, expected a finite number"),
     (
         "router: {policy: least_token}",
-        'router.policy: found a text "least_token", expected one of: least_tokens, '
-        "least_requests, round_robin, power_of_two, prefix_affinity (did you mean least_tokens?)",
+        'router.policy: found a text "least_token", expected one of: expected_finish, '
+        "least_tokens, least_requests, round_robin, power_of_two, prefix_affinity "
+        "(did you mean least_tokens?)",
     ),
     (
         "router: {prot: 1}",

@@ -47,7 +47,7 @@ def test_urls_alone_are_enough():
         ("replica-1", "http://127.0.0.1:9001", "default"),
     ]
     assert (found.config.host, found.config.port) == ("127.0.0.1", 8080)
-    assert found.config.policy == "least_tokens"
+    assert found.config.policy == "expected_finish"
     assert found.state_dir is None
 
 

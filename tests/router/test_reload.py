@@ -28,7 +28,7 @@ def test_what_can_change_at_once_is_taken_over():
     found = news(config(), config(queue={"timeout_s": 5}, policy="round_robin"))
     assert found.config == config(queue={"timeout_s": 5}, policy="round_robin")
     assert found.changed == [
-        "policy: least_tokens -> round_robin",
+        "policy: expected_finish -> round_robin",
         "queue.timeout_s: 60.0 -> 5.0",
     ]
     assert found.needs_restart == []

@@ -5,11 +5,22 @@ from itertools import pairwise
 import pytest
 
 from router.call import Cost
+from router.config import HealthConfig
+from router.dialects import DIALECTS
+from router.health import Health
+from router.replica import Replica
 from router.room import DEFAULT_PERMITS, FIRST_LIMIT, MAX_PAUSE_S, Capacity, Load, Room
 
 
 def cost(requests=1, tokens=10):
     return Cost(requests=requests, input_tokens=1, reserve_tokens=tokens, expected_tokens=1)
+
+
+def takes(room, load, wanted):
+    """Whether a replica that may be used would take the call."""
+    health = Health(HealthConfig())
+    replica = Replica("a", 1, "h", 1, "m", DIALECTS["tgi"], health, room, load, is_usable=True)
+    return replica.takes(wanted)
 
 
 def full(room):
@@ -43,14 +54,14 @@ def grow(room, rounds, now_s=0.0):
     ],
 )
 def test_a_call_must_fit_in_requests_and_tokens(load, wanted, fits):
-    assert Room(Capacity(requests=4, tokens=100)).takes(load, wanted) is fits
+    assert takes(Room(Capacity(requests=4, tokens=100)), load, wanted) is fits
 
 
 def test_a_paused_replica_takes_nothing_not_even_when_idle():
     room = Room(Capacity(requests=4, tokens=100))
     room.shed(Load(1, 10), 0.0)
     assert room.is_paused
-    assert not room.takes(Load(0, 0), cost())
+    assert not takes(room, Load(0, 0), cost())
 
 
 # ---- told or fixed ----
@@ -61,7 +72,7 @@ def test_tokens_alone_do_not_open_the_permits_of_one_that_hides_its_batch():
     room = Room()
     room.told(Capacity(requests=1024, tokens=1000, hides_batch=True))
     assert room.requests == FIRST_LIMIT
-    assert not room.takes(Load(1, 900), cost(tokens=101))
+    assert not takes(room, Load(1, 900), cost(tokens=101))
     grow(room, 5)
     assert room.requests > FIRST_LIMIT
     room.fix(64, None)
@@ -74,7 +85,7 @@ def test_a_told_token_budget_opens_all_permits():
     assert room.requests == FIRST_LIMIT
     room.told(Capacity(requests=64, tokens=16_000))
     assert room.requests == 64
-    assert not room.takes(Load(1, 15_995), cost())
+    assert not takes(room, Load(1, 15_995), cost())
 
 
 def test_a_told_batch_size_bounds_the_permits():
@@ -324,18 +335,18 @@ def test_a_slowed_replica_is_given_half_its_room_for_as_long_as_that_lasts():
     room = Room(Capacity(requests=40, tokens=1000))
     room.fix(None, None, is_slowed=True)
     assert room.requests == 20
-    assert room.takes(Load(1, 400), cost(tokens=100))
-    assert not room.takes(Load(1, 401), cost(tokens=100))
+    assert takes(room, Load(1, 400), cost(tokens=100))
+    assert not takes(room, Load(1, 401), cost(tokens=100))
     room.fix(None, None)
     assert room.requests == 40
-    assert room.takes(Load(1, 900), cost(tokens=100))
+    assert takes(room, Load(1, 900), cost(tokens=100))
 
 
 def test_a_slowed_replica_takes_one_call_whatever_it_is():
     room = Room(Capacity(requests=1, tokens=100))
     room.fix(None, None, is_slowed=True)
     assert room.requests == 1
-    assert room.takes(Load(0, 0), cost(tokens=1000))
+    assert takes(room, Load(0, 0), cost(tokens=1000))
 
 
 def test_nothing_is_learned_of_a_limit_that_only_half_is_used_of():
