@@ -15,7 +15,7 @@ from router.exchange import Exchange
 from router.lease import Lease, Report
 from router.metrics import Metrics
 from router.record import Record
-from router.relay import Plain, Relay, reply_headers
+from router.relay import Plain, reply_headers
 from router.retry import PROGRESS_EVENTS
 from router.service import Service, Started
 from router.story import ANSWERING
@@ -29,10 +29,11 @@ class Delivery:
     async def deliver(self, service: Service, started: Started) -> Report:
         """The client has the whole reply when this returns. Raises RouterError when it breaks."""
         exchange = started.exchange
-        self._begins(service.record, started)
         if exchange.is_stream:
-            service.dispatcher.first_token(started.lease)
+            if not exchange.is_forwarding:
+                self.begin_stream(service, started)
             return await self._stream(service, started)
+        self._begins(service.record, started)
         if service.client.has_started:  # the head is out: only events can follow, or an error
             raise _no_stream(started.lease.replica.dialect, exchange)
         if exchange.is_done:
@@ -72,49 +73,69 @@ class Delivery:
         client.start(head.status, reply_headers(head, record))
         try:
             silence_s = service.config.timeouts.between_events_s
-            await self._forward(service, exchange, Plain(client), lambda: silence_s)
+            exchange.forward(Plain(client), lambda: silence_s, service.call.deadline_s)
+            await self._forward(service, exchange)
         except RouterError:
             client.cut()  # no error can be put into half a document
             raise
         client.end()
         return report
 
-    async def _stream(self, service: Service, started: Started) -> Report:
+    def begin_stream(self, service: Service, started: Started) -> None:
+        """From here on the client gets its events."""
         record, client, exchange = service.record, service.client, started.exchange
         lease, relay = started.lease, service.relay
         assert exchange.head is not None
-        first_token_s = self._clock() - lease.granted_s
+        self._begins(record, started)
+        service.dispatcher.first_token(lease)
+        service.first_token_s = self._clock() - lease.granted_s
         if not client.has_started:
             record.status = exchange.head.status
             client.start(record.status, reply_headers(exchange.head, record))
         relay.begin(lease.replica.dialect, started.seam)
         if lease.alone:
             relay.when_further(PROGRESS_EVENTS, partial(_clear, service, lease))
+        silence_s = partial(self._silence_s, service, lease)
+        exchange.forward(relay, silence_s, service.call.deadline_s)
+
+    async def _stream(self, service: Service, started: Started) -> Report:
+        record, exchange, lease = service.record, started.exchange, started.lease
         try:
-            silence_s = partial(self._silence_s, service, lease)
-            await self._forward(service, exchange, relay, silence_s)
+            await self._forward(service, exchange)
         except asyncio.CancelledError:
-            record.is_told = self._is_told(service, lease, first_token_s)
+            record.is_told = self.is_told(service, started)
             raise
         except RouterError as error:  # what comes behind the last word nobody is told
-            ending = lease.replica.dialect.ending(service.call.route, relay.last)
+            ending = lease.replica.dialect.ending(service.call.route, service.relay.last)
             if isinstance(error, ClientGone) or not ending.is_last_word:
                 raise
         finally:
-            record.events = relay.events
-            if not exchange.is_aligned:
-                relay.ledger.give_up("one of its events was too large to be kept")
-        is_half = bool(exchange.tail) and not relay.is_over
-        if is_half or not self._is_told(service, lease, first_token_s):
+            self._note(service, exchange)
+        if not self.is_whole(service, started):
             raise UpstreamBroken("the replica ended its stream before the answer was whole")
-        client.end()
-        if service.broken is not None:
-            self._metrics.resumed(record.model, "resumed")
-        return record.report
+        return self.end_stream(service)
 
-    def _is_told(self, service: Service, lease: Lease, first_token_s: float) -> bool:
+    def is_whole(self, service: Service, started: Started) -> bool:
+        """The stream that has ended was an answer to its end; what it was is on the record."""
+        self._note(service, started.exchange)
+        is_half = bool(started.exchange.tail) and not service.relay.is_over
+        return not is_half and self.is_told(service, started)
+
+    def end_stream(self, service: Service) -> Report:
+        service.client.end()
+        if service.broken is not None:
+            self._metrics.resumed(service.record.model, "resumed")
+        return service.record.report
+
+    def _note(self, service: Service, exchange: Exchange) -> None:
+        service.record.events = service.relay.events
+        if not exchange.is_aligned:
+            service.relay.ledger.give_up("one of its events was too large to be kept")
+
+    def is_told(self, service: Service, started: Started) -> bool:
         """Whether the last word is out; if so, what it was is on the record."""
         record, relay = service.record, service.relay
+        lease, first_token_s = started.lease, service.first_token_s
         ending = lease.replica.dialect.ending(service.call.route, relay.last)
         if not ending.is_whole:
             return False
@@ -132,19 +153,13 @@ class Delivery:
         )
         return True
 
-    async def _forward(
-        self,
-        service: Service,
-        exchange: Exchange,
-        sink: Relay | Plain,
-        silence_s: Callable[[], float],
-    ) -> None:
+    async def _forward(self, service: Service, exchange: Exchange) -> None:
         """Until the replica has sent everything and the client has taken it."""
         while True:
-            await exchange.forwarded(sink, silence_s, service.call.deadline_s)
+            await exchange.forwarded()
             if not exchange.is_paused:
                 return
-            await sink.client.drain(service.config.timeouts.between_events_s)
+            await service.client.drain(service.config.timeouts.between_events_s)
             exchange.resume()
 
     def _silence_s(self, service: Service, lease: Lease) -> float:

@@ -77,12 +77,15 @@ class Exchange:
 
     head: Head | None = None
     error: RouterError | None = None
+    doubt_at_s = inf
+    """When its first event is later than it should be."""
     has_bytes = False
     is_done = False
     is_paused = False
     _wake: asyncio.Future[None] | None = None
     _news: Callable[[], None] | None = None
     _late: asyncio.TimerHandle | None = None
+    _doubt: asyncio.TimerHandle | None = None
     _held_bytes = 0
     _splitter: sse.Splitter | None = None
     _has_event = False
@@ -144,15 +147,22 @@ class Exchange:
             raise self.error
 
     def tell(self, news: Callable[[], None], limit: Limit) -> None:
-        """Calls `news` whenever there are any, instead of having somebody wait in `opened`: the
-        reply can be judged, or comes into doubt, or there will be none."""
+        """Calls `news` whenever there are any, instead of having somebody wait in `opened` and in
+        `forwarded`."""
         self._news, self._takes_doubts = news, True
         self._late = self._loop.call_at(limit[0], self._too_late, limit[1])
+        if self.doubt_at_s < inf:
+            self._doubt = self._loop.call_at(self.doubt_at_s, self.doubt)
 
     def tell_no_more(self) -> None:
         self._news = None
+        self._await_no_more()
+
+    def _await_no_more(self) -> None:
         if self._late is not None:
             self._late.cancel()
+        if self._doubt is not None:
+            self._doubt.cancel()
 
     @property
     def is_doubted(self) -> bool:
@@ -187,24 +197,47 @@ class Exchange:
     def body(self) -> bytes:
         return b"".join(self._held)
 
-    async def forwarded(
-        self, sink: Sink, silence_s: Callable[[], float], deadline_s: float
-    ) -> None:
-        """Hands everything to the sink until the reply ends; raises how it failed.
+    def forward(self, sink: Sink, silence_s: Callable[[], float], deadline_s: float) -> None:
+        """Hands everything to the sink from here on.
 
-        Returns early with `is_paused` when the sink wants no more for now, and when it is over.
         `silence_s`: how long the replica may send nothing, at the moment.
         """
-        if self._sink is None:
-            self._sink, self._silence_s, self._deadline_s = sink, silence_s, deadline_s
-            self._watch(deadline_s)
-            held, self._held, self._has_first_event = b"".join(self._held), [], False
-            if held:
-                self._pass_on(held)
-        while not (self.is_done or self.error or self.is_paused or sink.is_over):
+        self._sink, self._silence_s, self._deadline_s = sink, silence_s, deadline_s
+        self._await_no_more()
+        self._watch(deadline_s)
+        held, self._held, self._has_first_event = b"".join(self._held), [], False
+        if held:
+            self._pass_on(held)
+
+    @property
+    def is_forwarding(self) -> bool:
+        """What comes goes to a sink."""
+        return self._sink is not None
+
+    async def forwarded(self) -> None:
+        """Until the reply has ended; raises how it failed.
+
+        Returns early with `is_paused` when the sink wants no more for now, and when it is over.
+        """
+        sink = self._sink
+        assert sink is not None
+        while self.is_flowing:
             await self._woken()
         if error := sink.failure or self.error:
             raise error
+
+    @property
+    def is_flowing(self) -> bool:
+        """More is to come, and nothing stands in its way."""
+        is_over = self._sink is None or self._sink.is_over
+        return not (self.is_done or self.error or self.is_paused or is_over)
+
+    @property
+    def is_passed_on(self) -> bool:
+        """All of it was, and nothing is wrong with it."""
+        sink = self._sink
+        is_well = self.is_done and self.error is None and not self.is_paused
+        return is_well and sink is not None and sink.failure is None and not sink.is_over
 
     def resume(self) -> None:
         """The sink takes more again; silence is counted from now."""
@@ -215,6 +248,8 @@ class Exchange:
 
     def close(self) -> None:
         """Ends it whatever its state; an unfinished one closes its connection."""
+        self._news = None
+        self._await_no_more()
         if self._deadline is not None:
             self._deadline.cancel()
         self._running.discard(self)

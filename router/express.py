@@ -29,6 +29,7 @@ class Express:
     _task: "asyncio.Task[None] | None" = None
     _is_over = False
     _is_in_task = False
+    _is_busy = False
     _call: Call
     _dispatcher: Dispatcher
 
@@ -53,7 +54,9 @@ class Express:
             self._permit = permit = handlers.keys.admit(self._request.headers, record)
             self._call = handlers.whole_call(self._request, record)
             self._dispatcher = handlers.dispatcher_for(self._call, permit, record)
-            self._begun = begun = handlers.proxy.begin(self._call, self._dispatcher, record)
+            self._begun = begun = handlers.proxy.begin(
+                self._call, self._dispatcher, self._client, record
+            )
         except Exception as exc:
             return self._failed(exc)
         started = begun.started if begun is not None else None
@@ -71,32 +74,48 @@ class Express:
             if self._is_in_task:
                 return
         if self._begun is not None:
-            self._handlers.proxy.abandon(self._begun, self._dispatcher)
-        self._handlers.left(self._record)
+            self._handlers.proxy.abandon(self._begun, self._dispatcher, self._record)
+        if not self._record.is_told:
+            self._handlers.left(self._record)
         self._finish(None)
 
     # ---- the exchange's side ----
 
     def _news(self) -> None:
+        if self._is_busy:
+            return  # it comes of what is being done
+        self._is_busy = True
+        try:
+            self._step()
+        except Exception as exc:
+            self._failed(exc)
+        finally:
+            self._is_busy = False
+
+    def _step(self) -> None:
         begun = self._begun
         assert begun is not None
         assert begun.started is not None
         exchange, proxy = begun.started.exchange, self._handlers.proxy
-        if not (exchange.is_ready or exchange.error is not None or exchange.is_doubted):
-            return  # more of its reply has come
+        is_well = exchange.error is None
+        if is_well and not exchange.is_forwarding:
+            if not exchange.is_ready and not exchange.is_doubted:
+                return  # more of its reply has come
+            if exchange.is_ready and proxy.begin_stream(begun) and exchange.is_flowing:
+                return
         exchange.tell_no_more()
-        if exchange.error is not None or not proxy.is_answered(begun):
+        if not is_well or not proxy.is_answered(begun):
             return self._go_on()
-        try:
-            proxy.finish(begun, self._dispatcher, self._client, self._record)
-        except Exception as exc:
-            return self._failed(exc)
+        proxy.finish(begun, self._dispatcher, self._client, self._record)
         self._finish(None)
         self._over()
 
     # ----
 
     def _failed(self, exc: Exception) -> None:
+        begun = self._begun
+        if begun is not None and begun.lease.is_open:
+            self._handlers.proxy.abandon(begun, self._dispatcher, self._record)
         self._handlers.failed(self._request, self._client, self._record, exc)
         self._finish(exc)
         self._over()

@@ -80,43 +80,89 @@ class Proxy:
 
     # ---- without waiting: one attempt that nothing comes between ----
 
-    def begin(self, call: Call, dispatcher: Dispatcher, record: Record) -> Begun | None:
+    def begin(
+        self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
+    ) -> Begun | None:
         """As much of the first attempt as can be made at once; None: not even a lease."""
-        if call.ask.stream or (lease := dispatcher.at_once(call)) is None:
+        lease = dispatcher.at_once(call)
+        if lease is None:
             return None
-        replica = lease.replica
+        service, limit, doubt_at_s = None, (call.deadline_s, _out_of_time), inf
         _count(record, lease)
-        exchange = self._upstream.at_once(replica, call.route, call.headers, call.body)
+        exchange = self._upstream.at_once(lease.replica, call.route, call.headers, call.body)
         if exchange is None:
-            return Begun(lease, None)
+            return Begun(lease, None, None)
         record.sent(exchange.last_data_s, is_new=False)
         record.phase = "prefill"
-        return Begun(lease, Started(lease, exchange, None, (call.deadline_s, _out_of_time)))
+        if call.ask.stream:
+            service = self._service(call, dispatcher, client, record)
+            service.opener.watch()
+            limit, doubt_at_s = self._limit(service), self._doubt_at_s(lease)
+        exchange.doubt_at_s = doubt_at_s
+        return Begun(lease, Started(lease, exchange, None, limit), service)
+
+    def begin_stream(self, begun: Begun) -> bool:
+        """Passes a stream's events on from here on, if the first one is an answer's."""
+        lease, started, service = begun
+        assert started is not None
+        if service is None or not started.exchange.is_stream or _verdict(lease.call, started):
+            return False
+        service.opener.close()
+        service.record.phase = "relay"
+        self._delivery.begin_stream(service, started)
+        return True
 
     def is_answered(self, begun: Begun) -> bool:
-        """It has its whole reply, and that is an answer."""
-        started = begun.started
-        if started is None or not started.exchange.is_done or started.exchange.is_stream:
-            return False
-        return _verdict(begun.lease.call, started) is None
+        """It has its whole reply, and that is an answer; a stream has been passed on."""
+        lease, started, service = begun
+        assert started is not None
+        exchange = started.exchange
+        if service is not None:
+            return exchange.is_passed_on and self._delivery.is_whole(service, started)
+        return exchange.is_done and not exchange.is_stream and not _verdict(lease.call, started)
 
     def finish(self, begun: Begun, dispatcher: Dispatcher, client: Client, record: Record) -> None:
-        """Passes that reply on."""
-        lease, started = begun
+        """The client gets what is missing of that reply."""
+        lease, started, service = begun
         assert started is not None
         record.phase = "relay"
-        outcome = Outcome.ABANDONED
+        outcome, report = Outcome.ABANDONED, NOTHING_TOLD
         try:
-            record.report = self._delivery.whole(record, client, started)
-            outcome = Outcome.DONE
-            _served(dispatcher.pool, lease.replica)
+            if service is not None:
+                self._delivery.end_stream(service)
+                outcome = self._told(service, lease)
+                report = _learned(service, outcome)
+            else:
+                report = record.report = self._delivery.whole(record, client, started)
+                outcome = Outcome.DONE
+            if outcome is Outcome.DONE:
+                _served(dispatcher.pool, lease.replica)
         finally:
-            self._end(dispatcher, lease, started, outcome, record.report)
-        dispatcher.budget.earn()
+            self._end(dispatcher, lease, started, outcome, report)
+        if record.error is None:
+            dispatcher.budget.earn()
 
-    def abandon(self, begun: Begun, dispatcher: Dispatcher) -> None:
-        """Nobody waits for it any more."""
-        self._end(dispatcher, begun.lease, begun.started, Outcome.ABANDONED, NOTHING_TOLD)
+    def abandon(self, begun: Begun, dispatcher: Dispatcher, record: Record) -> None:
+        """The client left; many do at the last word, not at the end of the body."""
+        lease, started, service = begun
+        outcome, report = Outcome.ABANDONED, NOTHING_TOLD
+        if service is not None and started is not None:
+            service.opener.close()
+            if started.exchange.is_forwarding:
+                record.is_told = self._delivery.is_whole(service, started)
+                outcome = self._told(service, lease) if record.is_told else outcome
+            report = _learned(service, outcome)
+        if outcome is Outcome.DONE:
+            _served(dispatcher.pool, lease.replica)
+        self._end(dispatcher, lease, started, outcome, report)
+
+    def _service(
+        self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
+    ) -> Service:
+        config = self._config
+        opener = StreamOpener(record, client, config.timeouts.stream_open_after_s)
+        relay = Relay(client, Ledger(partial(_transcript, call, dispatcher.pool, config.resume)))
+        return Service(call, dispatcher, client, record, opener, relay, config)
 
     # ---- whatever comes between ----
 
@@ -132,14 +178,12 @@ class Proxy:
 
         Goes on from what was `begun` already.
         """
-        config = self._config
-        opener = StreamOpener(record, client, config.timeouts.stream_open_after_s)
-        relay = Relay(client, Ledger(partial(_transcript, call, dispatcher.pool, config.resume)))
+        service = begun.service if begun is not None else None
+        service = service or self._service(call, dispatcher, client, record)
         try:
-            service = Service(call, dispatcher, client, record, opener, relay, config)
             await self._attempts(service, begun)
         finally:
-            opener.close()
+            service.opener.close()
         if record.error is None:
             dispatcher.budget.earn()
 
@@ -149,8 +193,9 @@ class Proxy:
         while True:
             started = None
             if begun is not None:
-                (lease, started), begun = begun, None
+                (lease, started, _), begun = begun, None
                 service.attempts.count = 1
+                service.opener.watch()
             else:
                 lease = await self._turn(service, step)
             try:
@@ -193,16 +238,14 @@ class Proxy:
         record, pool = service.record, service.dispatcher.pool
         outcome = Outcome.ABANDONED
         try:
-            record.phase = "prefill"
-            if started is not None:
-                started = await self._opened(service, started)
-            else:
-                started = await self._send(service, lease)
-            if not started.exchange.is_ready:
-                started = await self._race(service, started)
-                lease = started.lease
-                record.replica = lease.replica.id
-            _judge(service.call, started)
+            if started is None or not started.exchange.is_forwarding:
+                record.phase = "prefill"
+                started = await self._opened(service, lease, started)
+                if not started.exchange.is_ready:
+                    started = await self._race(service, started)
+                    lease = started.lease
+                    record.replica = lease.replica.id
+                _judge(service.call, started)
             service.opener.close()
             record.phase = "relay"
             record.report = await self._delivery.deliver(service, started)
@@ -219,21 +262,22 @@ class Proxy:
                 _served(pool, lease.replica)
             self._end_of(service, lease, started, outcome)
 
-    async def _opened(self, service: Service, started: Started) -> Started:
-        """What was sent without waiting has its reply, or is sent once more where it had to be."""
+    async def _opened(self, service: Service, lease: Lease, started: Started | None) -> Started:
+        """The request sent, and its reply ready to be judged, unless it came into doubt first."""
+        if started is None:
+            return await self._send(service, lease)
         exchange = started.exchange
         try:
             if not exchange.is_doubted:
-                await exchange.opened(started.limit, inf)
+                await exchange.opened(started.limit, exchange.doubt_at_s)
         except ReplicaLost:
             exchange.close()
-            if not self._upstream.is_stale(exchange, started.lease.granted_s):
+            if not self._upstream.is_stale(exchange, lease.granted_s):
                 raise
-            return await self._send(service, started.lease, is_again=True)
+            return await self._send(service, lease, is_again=True)
         return started
 
     async def _send(self, service: Service, lease: Lease, *, is_again: bool = False) -> Started:
-        """The request sent, and its reply ready to be judged, unless it came into doubt first."""
         call, seam = service.call, None
         if service.broken is not None:
             counted = await self._tokenizer.count(service.broken.question(), lease.replica)

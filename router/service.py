@@ -21,6 +21,8 @@ class Service:
     """What the client has of an answer that broke off, to be continued."""
     events_before = 0
     """Events the client had when the attempt began."""
+    first_token_s = 0.0
+    """How long the attempt that is being relayed took to its first event."""
 
     def __init__(
         self,
@@ -55,6 +57,8 @@ class Begun(NamedTuple):
 
     lease: Lease
     started: "Started | None"
+    service: Service | None
+    """For a stream."""
 
 
 class Started(NamedTuple):
