@@ -61,6 +61,7 @@ class Acceptor:
         self._by_client: Counter[str] = Counter()
         self._lingering: set[socket.socket] = set()
         self._is_closed = False
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # who is let in inherits it
         self.use(config)
 
     def use(self, config: RouterConfig) -> None:

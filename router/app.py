@@ -43,6 +43,9 @@ log = logging.getLogger("router.app")
 
 ReadAgain = Callable[[Mapping[str, str]], Settings]
 POLL_S = 0.02
+GARBAGE_OBJECTS = 20_000
+"""So many more objects, and the collector looks for circles among them. Calls leave next to none,
+so what it would look through again and again are the calls that run."""
 LOADING = frozenset({"pending", "starting", "loading"})
 FIRST_LIST_S = 5.0
 """Until a router without any list serves all the same, as its launcher may be gone."""
@@ -119,6 +122,7 @@ class App:
             self.tasks.spawn(self._serve_once_told(), "first list")
         gc.collect()
         gc.freeze()  # what exists now lives as long as the router: do not look at it again
+        gc.set_threshold(GARBAGE_OBJECTS)
 
     async def _serve_once_told(self) -> None:
         """A call that starts a cluster, or comes with it, is not refused for being that early."""

@@ -161,8 +161,10 @@ class Exchange:
     def _await_no_more(self) -> None:
         if self._late is not None:
             self._late.cancel()
+            self._late = None
         if self._doubt is not None:
             self._doubt.cancel()
+            self._doubt = None
 
     @property
     def is_doubted(self) -> bool:

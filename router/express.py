@@ -1,9 +1,9 @@
-"""A plain call that waits for nothing but its reply: served without a task of its own.
+"""A plain call that nothing comes between: served without a task of its own.
 
-It gets its replica at once, its request goes out on an idle connection, and its reply comes back
-whole and good. So do most calls of a fleet that is not full. Whatever comes between - a queue, a
-stream, a connection to be made, a refusal, doubt, a death - is `Proxy.serve`'s, which goes on from
-where this one is. Each step here is one of that path's own.
+Its turn comes, it has a connection, and its reply, or its stream, comes back to its end and is
+good: so it is with most calls. Whatever comes between - a refusal, doubt, a death, a client that is
+behind - is `Proxy.serve`'s, which goes on from where this one is. Each step here is one of that
+path's own.
 """
 
 import asyncio
@@ -59,7 +59,27 @@ class Express:
             )
         except Exception as exc:
             return self._failed(exc)
-        started = begun.started if begun is not None else None
+        if begun is None or begun.started is None:
+            self._task = handlers.tasks.spawn(self._waited(begun), "call")
+        else:
+            self._await_reply(begun)
+
+    async def _waited(self, begun: Begun | None) -> None:
+        """For a turn, for a connection, or for both; then the task has done its work."""
+        proxy, record = self._handlers.proxy, self._record
+        try:
+            if begun is None:
+                begun = await proxy.wait(self._call, self._dispatcher, self._client, record)
+                self._begun = begun
+            if begun.started is None:
+                self._begun = begun = await proxy.connect(begun, record)
+            self._task = None
+            self._await_reply(begun)
+        except Exception as exc:
+            self._failed(exc)
+
+    def _await_reply(self, begun: Begun) -> None:
+        started = begun.started
         if started is None or started.exchange.error is not None:
             self._go_on()
         else:
@@ -124,6 +144,8 @@ class Express:
         """Its line is written, its allowance settled."""
         handlers, permit = self._handlers, self._permit
         self._is_over = True
+        if self._begun is not None and self._begun.service is not None:
+            self._begun.service.opener.close()
         if permit is not None:
             handlers.keys.settle(permit, failure)
         handlers.finish(self._request, self._record)

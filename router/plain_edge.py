@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import cast
 
 import httptools
-from aiohttp.tcp_helpers import tcp_keepalive
 from aiohttp.web_protocol import RequestHandler
 
 from router.apis import GENERATION_APIS
@@ -38,10 +37,18 @@ ODD_FIELDS = frozenset(
 )
 ROUTES = {path.encode(): path for path in GENERATION_APIS}
 LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,12})(?=[ \t]*\r\n)", re.IGNORECASE)
+MAX_HEADS = 256
+"""That are remembered, of all connections together."""
 PATIENCE_S = 1.0
 """For the rest of a head or body. aiohttp, which then has the connection, has bounds of its own."""
 MAX_AHEAD_BYTES = 2 * LARGE_BODY_BYTES
 """What a client may send while its call is served: then its connection is not read."""
+
+
+def _around_length(head: bytes) -> tuple[bytes, bytes]:
+    """All of it but the digits of the body's length; empty where they are not found."""
+    found = LENGTH.search(head)
+    return (head[: found.start(1)], head[found.end(1) :]) if found else (b"", b"")
 
 
 class Head:
@@ -71,26 +78,23 @@ class Head:
             return
         self.is_odd = self.is_odd or not self.is_whole or not self._is_plain(parser)
         if not self.is_odd:
-            found = LENGTH.search(data)
-            cut = found.span(1) if found else (0, 0)
-            self._before, self._after = data[: cut[0]], data[cut[1] :]
+            self._before, self._after = _around_length(data)
             self.field_count = len(self.fields)
             del self.fields["content-length"]
             self.known = KnownHead(ROUTES[self.url], self.fields)
 
-    def again(self, data: bytes) -> int:
-        """Where the head ends that `data` begins with, if it is this one once more, but for the
-        body's length, which is taken over; else 0. llhttp has read all the rest of it."""
+    def again(self, data: bytes) -> tuple[int, int] | None:
+        """Where the head ends that `data` begins with, and its body's length, if it is this head
+        once more with that changed. llhttp has read all the rest of it."""
         before = self._before
         if not before or not data.startswith(before):
-            return 0
+            return None
         start = len(before)
         end = data.find(b"\r", start, start + 13)
         digits = data[start:end]
         if end < 0 or not digits.isdigit() or not data.startswith(self._after, end):
-            return 0
-        self.length = int(digits)
-        return end + len(self._after)
+            return None
+        return end + len(self._after), int(digits)
 
     # ---- llhttp's side
 
@@ -135,6 +139,7 @@ class PlainEdge(asyncio.Protocol):
         """Of the request that is coming in."""
         self._last: Head | None = None
         self._head_end = 0
+        self._length = 0
         self._call: Express | None = None
         self._is_beginning = False
         self._late: asyncio.TimerHandle | None = None
@@ -149,7 +154,6 @@ class PlainEdge(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        tcp_keepalive(self.transport)
         self._front.joined(self)
         self._rest()
 
@@ -236,10 +240,10 @@ class PlainEdge(asyncio.Protocol):
         if head is None:
             return None
         data = self._data
-        whole = self._head_end + head.length
+        whole = self._head_end + self._length
         if len(data) < whole:
             self._head = head
-            self._wait_or_hand_over(head.length > LARGE_BODY_BYTES)
+            self._wait_or_hand_over(self._length > LARGE_BODY_BYTES)
             return None
         if self._late is not None:
             self._late.cancel()
@@ -250,18 +254,23 @@ class PlainEdge(asyncio.Protocol):
     def _read_head(self) -> Head | None:
         """None while it is not whole, and when the connection was handed over."""
         data, front, head = self._data, self._front, self._last
-        end = head.again(data) if head is not None else 0
-        if not end:
-            head, end = None, data.find(END) + len(END)
+        known = head.again(data) if head is not None else None
+        if known is None:
+            end = data.find(END) + len(END)
             if end < len(END):
                 self._wait_or_hand_over(len(data) > front.head_bytes)
                 return None
-        if end <= front.head_bytes:
-            head = head or Head(data[:end])
-        if head is None or head.is_odd or head.field_count > front.head_fields:
+            if end > front.head_bytes:
+                self._hand_over()
+                return None
+            head, length = front.head(data[:end])
+            known = end, length
+        assert head is not None
+        if head.is_odd or head.field_count > front.head_fields:
             self._hand_over()
             return None
-        self._last, self._head_end = head, end
+        self._last = head
+        self._head_end, self._length = known
         return head
 
     # ---- what does not come ----
@@ -324,6 +333,7 @@ class Front:
         self.loop = asyncio.get_running_loop()
         self._server = server
         self._plain: set[PlainEdge] = set()
+        self._heads: dict[tuple[bytes, bytes], Head] = {}
         self.use(config)
 
     def __call__(self) -> PlainEdge:
@@ -334,6 +344,21 @@ class Front:
         self._server.use(config)
         self.head_bytes, self.head_fields = config.limits.head_bytes, config.limits.head_fields
         self.idle_s = config.timeouts.idle_s
+
+    def head(self, text: bytes) -> tuple[Head, int]:
+        """With its body's length; not read anew where another connection brought the same one:
+        clients of a kind all send it."""
+        key = _around_length(text)
+        head = self._heads.get(key)
+        known = head.again(text) if head is not None else None
+        if head is not None and known is not None:
+            return head, known[1]
+        head = Head(text)
+        if not head.is_odd:
+            if len(self._heads) >= MAX_HEADS:
+                self._heads.clear()
+            self._heads[key] = head
+        return head, head.length
 
     @property
     def connections(self) -> list[PlainEdge | RequestHandler]:

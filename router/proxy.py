@@ -30,7 +30,7 @@ from router.errors import (
     UpstreamBroken,
     UpstreamTimeout,
 )
-from router.exchange import Limit
+from router.exchange import Exchange, Limit
 from router.health import Event
 from router.lease import NOTHING_TOLD, Lease, Outcome, Report
 from router.metrics import Metrics
@@ -43,6 +43,7 @@ from router.resume import Ledger, NotResumable, Transcript
 from router.retry import (
     PROGRESS_EVENTS,
     WAVE_S,
+    Attempts,
     RetryBudget,
     Scene,
     Step,
@@ -87,23 +88,57 @@ class Proxy:
         lease = dispatcher.at_once(call)
         if lease is None:
             return None
-        service, limit, doubt_at_s = None, (call.deadline_s, _out_of_time), inf
-        _count(record, lease)
-        exchange = self._upstream.at_once(lease.replica, call.route, call.headers, call.body)
-        if exchange is None:
-            return Begun(lease, None, None)
-        record.sent(exchange.last_data_s, is_new=False)
-        record.phase = "prefill"
-        if call.ask.stream:
-            service = self._service(call, dispatcher, client, record)
+        service = self._service(call, dispatcher, client, record) if call.ask.stream else None
+        return self._granted(Begun(lease, None, service), record)
+
+    async def wait(
+        self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
+    ) -> Begun:
+        """The same where the call has to wait for its turn. Raises why it does not come."""
+        service = self._service(call, dispatcher, client, record) if call.ask.stream else None
+        record.phase = "queue"
+        if service is not None:
             service.opener.watch()
-            limit, doubt_at_s = self._limit(service), self._doubt_at_s(lease)
-        exchange.doubt_at_s = doubt_at_s
-        return Begun(lease, Started(lease, exchange, None, limit), service)
+        try:
+            lease = await dispatcher.acquire(call, Attempts(), queued=record.queued)
+        except BaseException:
+            if service is not None:
+                service.opener.close()
+            raise
+        return self._granted(Begun(lease, None, service), record)
+
+    def _granted(self, begun: Begun, record: Record) -> Begun:
+        """Sent, if there is an idle connection."""
+        lease, call = begun.lease, begun.lease.call
+        _count(record, lease)
+        record.phase = "prefill"
+        if begun.service is not None:
+            begun.service.opener.watch()
+        exchange = self._upstream.at_once(lease.replica, call.route, call.headers, call.body)
+        return begun if exchange is None else self._sent(begun, exchange, record, is_new=False)
+
+    async def connect(self, begun: Begun, record: Record) -> Begun:
+        """Goes on from where there is no idle connection."""
+        call = begun.lease.call
+        try:
+            exchange = await self._upstream.on_new(
+                begun.lease.replica, call.route, call.headers, call.body
+            )
+        except RouterError as error:
+            return begun._replace(failure=error)
+        return self._sent(begun, exchange, record, is_new=True)
+
+    def _sent(self, begun: Begun, exchange: Exchange, record: Record, *, is_new: bool) -> Begun:
+        lease, service = begun.lease, begun.service
+        record.sent(exchange.last_data_s, is_new)
+        limit: Limit = lease.call.deadline_s, _out_of_time
+        if service is not None:
+            limit, exchange.doubt_at_s = self._limit(service), self._doubt_at_s(lease)
+        return begun._replace(started=Started(lease, exchange, None, limit))
 
     def begin_stream(self, begun: Begun) -> bool:
         """Passes a stream's events on from here on, if the first one is an answer's."""
-        lease, started, service = begun
+        lease, started, service, _ = begun
         assert started is not None
         if service is None or not started.exchange.is_stream or _verdict(lease.call, started):
             return False
@@ -114,7 +149,7 @@ class Proxy:
 
     def is_answered(self, begun: Begun) -> bool:
         """It has its whole reply, and that is an answer; a stream has been passed on."""
-        lease, started, service = begun
+        lease, started, service, _ = begun
         assert started is not None
         exchange = started.exchange
         if service is not None:
@@ -123,7 +158,7 @@ class Proxy:
 
     def finish(self, begun: Begun, dispatcher: Dispatcher, client: Client, record: Record) -> None:
         """The client gets what is missing of that reply."""
-        lease, started, service = begun
+        lease, started, service, _ = begun
         assert started is not None
         record.phase = "relay"
         outcome, report = Outcome.ABANDONED, NOTHING_TOLD
@@ -144,7 +179,7 @@ class Proxy:
 
     def abandon(self, begun: Begun, dispatcher: Dispatcher, record: Record) -> None:
         """The client left; many do at the last word, not at the end of the body."""
-        lease, started, service = begun
+        lease, started, service, _ = begun
         outcome, report = Outcome.ABANDONED, NOTHING_TOLD
         if service is not None and started is not None:
             service.opener.close()
@@ -191,15 +226,15 @@ class Proxy:
         record = service.record
         step: Step | None = None
         while True:
-            started = None
+            started = failure = None
             if begun is not None:
-                (lease, started, _), begun = begun, None
+                (lease, started, _, failure), begun = begun, None
                 service.attempts.count = 1
                 service.opener.watch()
             else:
                 lease = await self._turn(service, step)
             try:
-                await self._attempt(service, lease, started)
+                await self._attempt(service, lease, started, failure)
                 return
             except RouterError as error:
                 record.failed(self._clock(), error)
@@ -230,14 +265,22 @@ class Proxy:
         service.relay.unsent = b""
         return lease
 
-    async def _attempt(self, service: Service, lease: Lease, started: Started | None) -> None:
+    async def _attempt(
+        self,
+        service: Service,
+        lease: Lease,
+        started: Started | None,
+        failure: RouterError | None,
+    ) -> None:
         """One try at one replica, or at two when the first falls silent; its lease ends with it.
 
-        `started`: it was sent already.
+        `started`: it was sent already; `failure`: it could not be.
         """
         record, pool = service.record, service.dispatcher.pool
         outcome = Outcome.ABANDONED
         try:
+            if failure is not None:
+                raise failure
             if started is None or not started.exchange.is_forwarding:
                 record.phase = "prefill"
                 started = await self._opened(service, lease, started)

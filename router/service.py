@@ -6,6 +6,7 @@ from router.call import Call
 from router.config import RouterConfig
 from router.dispatcher import Dispatcher
 from router.edge import Client
+from router.errors import RouterError
 from router.exchange import Exchange, Limit
 from router.lease import Lease
 from router.record import Record
@@ -59,6 +60,8 @@ class Begun(NamedTuple):
     started: "Started | None"
     service: Service | None
     """For a stream."""
+    failure: RouterError | None = None
+    """Why there is no connection."""
 
 
 class Started(NamedTuple):

@@ -83,10 +83,27 @@ class Upstream:
         """Sends a POST on an idle connection and waits for nothing; None if there is none."""
         pool = self._pool(replica)
         kept = pool.take()
-        if kept is None:
-            return None
-        exchange = Exchange(self._loop, kept, replica, self._running)
-        kept.send(exchange, self._head(pool, "POST", path, headers, body), body)
+        return self._post(pool, kept, replica, path, headers, body) if kept is not None else None
+
+    async def on_new(
+        self, replica: Replica, path: str, headers: tuple[tuple[str, str], ...], body: bytes
+    ) -> Exchange:
+        """The same on a connection that is made for it. Raises ConnectFailed."""
+        pool = self._pool(replica)
+        connection = await self._connect(pool, was_sent=False)
+        return self._post(pool, connection, replica, path, headers, body)
+
+    def _post(
+        self,
+        pool: ConnectionPool,
+        connection: Connection,
+        replica: Replica,
+        path: str,
+        headers: tuple[tuple[str, str], ...],
+        body: bytes,
+    ) -> Exchange:
+        exchange = Exchange(self._loop, connection, replica, self._running)
+        connection.send(exchange, self._head(pool, "POST", path, headers, body), body)
         return exchange
 
     def is_stale(self, exchange: Exchange, sent_s: float) -> bool:
