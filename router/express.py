@@ -136,8 +136,10 @@ class Express:
         begun = self._begun
         if begun is not None and begun.lease.is_open:
             self._handlers.proxy.abandon(begun, self._dispatcher, self._record)
-        self._handlers.failed(self._request, self._client, self._record, exc)
-        self._finish(exc)
+        try:
+            self._handlers.failed(self._request, self._client, self._record, exc)
+        finally:
+            self._finish(exc)
         self._over()
 
     def _finish(self, failure: Exception | None) -> None:

@@ -63,6 +63,8 @@ class Pool:
         self.estimates = Estimates()
         self.changed: Callable[[], None] = lambda: None
         """Called when a replica may have become usable, or the last hope is gone."""
+        self.can_come = False
+        """Whether waiting for a replica makes sense at all."""
         self.start_s = FIRST_START_S
         """How long a replica takes from its start to its first passed probe, learned."""
         self.look: Callable[[Replica], None] = lambda replica: None
@@ -131,11 +133,6 @@ class Pool:
             or (replica.phase != "" and replica.is_coming and _is_starting(replica))
             for replica in self
         )
-
-    @property
-    def can_come(self) -> bool:
-        """Whether waiting for a replica makes sense at all."""
-        return any(replica.is_coming for replica in self)
 
     @property
     def slots(self) -> int:
@@ -250,6 +247,7 @@ class Pool:
            under load engines answer late, and the last one standing gets everybody's load;
         5. those that were ejected: calls failed on them, but here nobody else is left.
         """
+        self.can_come = any(replica.is_coming for replica in self)
         active = [replica for replica in self if _may_take(replica)]
         best = min((_rank(replica) for replica in active), default=UNUSABLE)
         usable = {r for r in active if best < UNUSABLE and _rank(r) == best}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.apis import GENERATION_APIS, TOKENIZER_APIS
-from router.apis.body import load_object
+from router.apis.body import _decode, _plain_object, load_object
 from router.call import Ask
 from router.errors import InvalidRequest
 
@@ -150,6 +150,44 @@ def test_a_refusal_never_repeats_the_body(path):
         with pytest.raises(InvalidRequest) as caught:
             APIS[path].parse(path, json.dumps(wrong).encode())
         assert "s3cret" not in caught.value.message
+
+
+KEYS = st.sampled_from(["a", "b", "a:b", "", r"\u003a", r"\\", r"x\":"])
+NUMBERS = (
+    *("1", "-0", "0.0", "1.5", "1e5", "1E+2", "1e400", "-1e400", "9007199254740993", "01", "NaN"),
+    *("18446744073709551615", "18446744073709551616", "-9223372036854775809", "1" + "0" * 30),
+)
+OTHERS = (
+    *("null", "true", '"x"', '":"', '"é"', '"\x7f"', '"\x01"'),
+    *(r'"\u003a"', r'"\ud800"', r'"\ud83d\ude00"', r'"\":"'),
+)
+LEAVES = st.sampled_from(NUMBERS + OTHERS)
+
+
+def documents(values):
+    members = st.lists(st.tuples(KEYS, st.sampled_from([":", " : ", ": "]), values), max_size=4)
+    objects = members.map(
+        lambda some: "{{{}}}".format(",".join(f'"{k}"{c}{v}' for k, c, v in some))
+    )
+    return objects | st.lists(values, max_size=3).map(lambda some: "[{}]".format(", ".join(some)))
+
+
+@given(st.recursive(LEAVES, documents, max_leaves=12))
+@settings(max_examples=3000)
+def test_the_fast_reader_never_differs_from_the_strict_one(document):
+    """It may leave a document to the other one; what it reads, that one reads just so."""
+    given_bytes = document.encode()
+    read = _plain_object(given_bytes)
+    if read is None:
+        return
+    strict = _decode(document)
+    assert read == strict
+    assert json.dumps(read) == json.dumps(strict)  # 1 is not 1.0
+
+
+@pytest.mark.parametrize("body", [b'{"inputs":"a: b","parameters":{"n":1}}', b'{"x":[{"y":"z"}]}'])
+def test_usual_bodies_are_read_by_the_fast_reader(body):
+    assert _plain_object(body) == json.loads(body)
 
 
 def test_a_key_that_stands_twice_is_named_but_not_at_any_length():

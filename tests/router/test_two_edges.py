@@ -149,6 +149,28 @@ async def test_whole(edges, name):
     assert plain == ordinary
 
 
+async def test_after_a_head_that_is_known(edges):
+    """Its bytes are not read again: what only looks like it must be."""
+    found = await asyncio.gather(*(edges(CALL, data) for data in CORPUS.values()))
+    wrong = [name for name, one in zip(CORPUS, found, strict=True) if one[0] != one[1]]
+    assert wrong == []
+    assert all(plain[0][0] == 200 for plain, _ in found)
+
+
+LENGTHS = (
+    *(b"52", b"53", b"052", b"+52", b"-1", b"5 2", b"52 ", b" 52", b"\t52", b"52,52", b"", b"0x34"),
+    *(b"52\x00", b"5\r2", b"52\r\nX-A: b", b"52\r\nContent-Length: 52", b"9" * 13, b"52\n"),
+    *(b"000000000052", b"0000000000052", b"\xd9\xa5\xd9\xa2", b"52\r\n\r"),
+)
+
+
+async def test_a_head_that_is_known_but_for_its_length(edges):
+    sent = [post(b"Content-Length: %b\r\n" % length) for length in LENGTHS]
+    found = await asyncio.gather(*(edges(CALL, data) for data in sent))
+    wrong = [length for length, one in zip(LENGTHS, found, strict=True) if one[0] != one[1]]
+    assert wrong == []
+
+
 @pytest.mark.parametrize(
     ("call", "garbage", "statuses"),
     [
