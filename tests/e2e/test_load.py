@@ -130,7 +130,7 @@ async def check_2000_calls(loads, endpoint, status):
     assert len(ids) == 4
     assert waited_s > 0.02  # or the idle seconds would mean nothing
     assert idle_s < 0.01 * 4 * run_s
-    assert 0.40 <= slow_share <= 0.65
+    assert 0.30 <= slow_share <= 0.65  # less than half: others are done sooner beside more
 
 
 async def check_against_replicas(loads, status, sample):
