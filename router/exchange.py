@@ -79,6 +79,8 @@ class Exchange:
     error: RouterError | None = None
     doubt_at_s = inf
     """When its first event is later than it should be."""
+    is_on_new_connection = False
+    """So that it cannot have been closed before."""
     has_bytes = False
     is_done = False
     is_paused = False

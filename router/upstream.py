@@ -56,6 +56,7 @@ class Upstream:
             is_new = kept is None
             connection = kept or await self._connect(pool, was_sent=is_again)
             exchange = Exchange(self._loop, connection, replica, self._running, max_held_bytes)
+            exchange.is_on_new_connection = is_new
             sent_s = exchange.last_data_s
             if sent is not None:
                 sent(sent_s, is_new)
@@ -64,7 +65,7 @@ class Upstream:
                 await exchange.opened(limit, doubt_at_s)
             except ReplicaLost:
                 exchange.close()
-                if is_new or not self.is_stale(exchange, sent_s):
+                if not self.is_stale(exchange, sent_s):
                     raise
             except BaseException:
                 exchange.close()
@@ -91,7 +92,9 @@ class Upstream:
         """The same on a connection that is made for it. Raises ConnectFailed."""
         pool = self._pool(replica)
         connection = await self._connect(pool, was_sent=False)
-        return self._post(pool, connection, replica, path, headers, body)
+        exchange = self._post(pool, connection, replica, path, headers, body)
+        exchange.is_on_new_connection = True
+        return exchange
 
     def _post(
         self,
@@ -109,7 +112,8 @@ class Upstream:
     def is_stale(self, exchange: Exchange, sent_s: float) -> bool:
         """It was sent on a connection that the replica had closed, and never reached it."""
         is_late = self._loop.time() - sent_s > STALE_WITHIN_S
-        return not (exchange.has_bytes or is_late or exchange.replica.is_gone)
+        is_new = exchange.is_on_new_connection
+        return not (is_new or exchange.has_bytes or is_late or exchange.replica.is_gone)
 
     async def _connect(self, pool: ConnectionPool, *, was_sent: bool) -> Connection:
         try:
