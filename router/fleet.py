@@ -25,6 +25,8 @@ from router.retry import RetryBudget
 
 STATE_FILE = "replicas.json"
 PROTOCOL = 1
+MAX_NUMBER = 2**53
+"""What every JSON parser reads as it was written."""
 ANY_MODEL = frozenset({"", "tgi"})
 """What clients write when there is only one model."""
 
@@ -35,13 +37,13 @@ class ReplicaEntry(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
-    generation: int = Field(ge=0)
+    generation: int = Field(ge=0, le=MAX_NUMBER)
     url: str | None = None
     model: str = Field(min_length=1, max_length=512)
     dialect: DialectName = "tgi"
     phase: str = ""
-    max_requests: int | None = Field(None, ge=1)
-    max_tokens: int | None = Field(None, ge=1)
+    max_requests: int | None = Field(None, ge=1, le=MAX_NUMBER)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_NUMBER)
     fault: str | None = None
     """What is wrong with a GPU of it: it is used only where no other serves."""
     slowed: str | None = None
@@ -71,7 +73,7 @@ class ReplicaList(BaseModel):
 
     protocol: Literal[1]
     cluster: str = Field(min_length=1, max_length=64)
-    epoch: int = Field(ge=0)
+    epoch: int = Field(ge=0, le=MAX_NUMBER)
     replicas: list[ReplicaEntry]
     draining: list[str] = []
     """Only in the kept file: the router owns this flag, the launcher does not know it."""
