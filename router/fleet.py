@@ -25,8 +25,8 @@ from router.retry import RetryBudget
 
 STATE_FILE = "replicas.json"
 PROTOCOL = 1
-MAX_NUMBER = 2**53
-"""What every JSON parser reads as it was written."""
+MAX_NUMBER = 2**63 - 1
+"""What can be kept; epochs are nanoseconds since 1970."""
 ANY_MODEL = frozenset({"", "tgi"})
 """What clients write when there is only one model."""
 
