@@ -217,7 +217,7 @@ class Dispatcher:
         1. the head, when a replica has room for it;
         2. else one of the few behind it, on any replica that is not kept for the head.
         """
-        if not len(self.queue) or not self._has_place():
+        if not len(self.queue) or not any(replica.has_place for replica in self.pool):
             return None
         head = self.queue.head
         assert head is not None
@@ -229,13 +229,6 @@ class Dispatcher:
             if replica is not None:
                 return ticket, replica
         return None
-
-    def _has_place(self) -> bool:
-        """A cheap look, before any call's cost is compared."""
-        for replica in self.pool:  # noqa: SIM110  # as a generator it costs twice as much
-            if replica.has_place:
-                return True
-        return False
 
     def _for_head(self, head: Ticket) -> Replica | None:
         if head.alone:

@@ -8,17 +8,14 @@ path's own.
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from router.call import Call
 from router.dispatcher import Dispatcher
+from router.handlers import Handlers
 from router.http_client import HttpClient
 from router.incoming import WholeRequest
 from router.keys import Permit
 from router.service import Begun
-
-if TYPE_CHECKING:
-    from router.handlers import Handlers
 
 
 class Express:
@@ -35,7 +32,7 @@ class Express:
 
     def __init__(
         self,
-        handlers: "Handlers",
+        handlers: Handlers,
         request: WholeRequest,
         client: HttpClient,
         ended: Callable[[HttpClient], None],
@@ -106,13 +103,16 @@ class Express:
             return  # it comes of what is being done
         self._is_busy = True
         try:
-            self._step()
+            is_served = self._step()
         except Exception as exc:
-            self._failed(exc)
+            return self._failed(exc)
         finally:
             self._is_busy = False
+        if is_served:
+            self._over()
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """Whether the client has all of its answer now."""
         begun = self._begun
         assert begun is not None
         assert begun.started is not None
@@ -120,15 +120,16 @@ class Express:
         is_well = exchange.error is None
         if is_well and not exchange.is_forwarding:
             if not exchange.is_ready and not exchange.is_doubted:
-                return  # more of its reply has come
+                return False  # more of its reply has come
             if exchange.is_ready and proxy.begin_stream(begun) and exchange.is_flowing:
-                return
+                return False
         exchange.tell_no_more()
         if not is_well or not proxy.is_answered(begun):
-            return self._go_on()
+            self._go_on()
+            return False
         proxy.finish(begun, self._dispatcher, self._client, self._record)
         self._finish(None)
-        self._over()
+        return True
 
     # ----
 
@@ -137,21 +138,27 @@ class Express:
         if begun is not None and begun.lease.is_open:
             self._handlers.proxy.abandon(begun, self._dispatcher, self._record)
         try:
-            self._handlers.failed(self._request, self._client, self._record, exc)
+            try:
+                self._handlers.failed(self._request, self._client, self._record, exc)
+            finally:
+                self._finish(exc)
         finally:
-            self._finish(exc)
-        self._over()
+            self._over()
 
     def _finish(self, failure: Exception | None) -> None:
-        """Its line is written, its allowance settled."""
+        """Its line is written, its allowance settled; once, whatever goes wrong with it."""
+        if self._is_over:
+            return
         handlers, permit = self._handlers, self._permit
         self._is_over = True
-        if self._begun is not None and self._begun.service is not None:
-            self._begun.service.opener.close()
-        if permit is not None:
-            handlers.keys.settle(permit, failure)
-        handlers.finish(self._request, self._record)
-        handlers.calls_running -= 1
+        try:
+            if self._begun is not None and self._begun.service is not None:
+                self._begun.service.opener.close()
+            if permit is not None:
+                handlers.keys.settle(permit, failure)
+            handlers.finish(self._request, self._record)
+        finally:
+            handlers.calls_running -= 1
 
     def _over(self) -> None:
         if self._client.is_behind:

@@ -1,8 +1,7 @@
 """HTTP requests in, calls to the proxy, replies out.
 
-Two entries, one for each edge: `serve` for a plain call that came in whole (`express` serves it),
-`handle` for whatever aiohttp reads. Every call leaves them answered, counted and logged once,
-however it ended.
+`handle` is for whatever aiohttp reads. A plain call that came in whole is taken through the same
+steps by `express`. Every call leaves here answered, counted and logged once, however it ended.
 """
 
 import asyncio
@@ -20,7 +19,6 @@ from router.dispatcher import Dispatcher
 from router.edge import Fields, fields
 from router.errors import ClientGone, MethodNotAllowed, RouterError, UnknownRoute
 from router.event_log import EventLog
-from router.express import Express
 from router.fleet import ANY_MODEL, Fleet
 from router.http_client import HttpClient, Reply, Sent
 from router.incoming import AiohttpRequest, Incoming, WholeRequest
@@ -99,12 +97,6 @@ class Handlers:
         self._config = config
         self._origins = frozenset(config.cors_allow_origin)
         self._bodies.use(config)
-
-    def serve(
-        self, request: WholeRequest, client: HttpClient, ended: Callable[[HttpClient], None]
-    ) -> Express:
-        """A call on a generation route, not begun yet."""
-        return Express(self, request, client, ended)
 
     def record_of(self, request: WholeRequest) -> Record:
         """Begins with its arrival."""

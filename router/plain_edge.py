@@ -193,10 +193,6 @@ class PlainEdge(asyncio.Protocol):
         if self.transport is not None:
             self.transport.close()
 
-    @property
-    def is_idle(self) -> bool:
-        return self._call is None and not self._data
-
     # ---- what comes in ----
 
     def data_received(self, data: bytes) -> None:
@@ -214,7 +210,7 @@ class PlainEdge(asyncio.Protocol):
         while self._call is None and (request := self._read()) is not None:
             handlers = self._front.handlers
             client = HttpClient(self.transport, self, handlers.cors(request.headers), handlers)
-            self._call = handlers.serve(request, client, self._ended)
+            self._call = Express(handlers, request, client, self._ended)
             self._call.begin()
         self._is_beginning = False
 
@@ -366,7 +362,7 @@ class Front:
         return [*self._plain, *self._server.connections]
 
     async def shutdown(self, timeout_s: float) -> None:
-        """Idle connections are closed at once, others within that time."""
+        """Calls are over by now: plain connections are closed at once, aiohttp's in that time."""
         for edge in list(self._plain):
             edge.close()
         await self._server.shutdown(timeout_s)

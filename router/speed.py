@@ -2,13 +2,13 @@
 room. Pure.
 
 What an engine takes for a token grows with what it runs beside: a step reads the weights once,
-whoever is in the batch, and then each sequence's cache. So a replica has a pace of its own, to
+whoever is in the batch, and then each sequence's cache. So a replica has a speed of its own, to
 which all that was seen is put in relation:
 
-    seconds per token = own pace * (1 + crowd / KNEE)
+    seconds per token = seconds per token when alone * (1 + crowd / KNEE)
 
 `crowd` counts the calls it has, a long context as several. A call is best off where this is least;
-how long it is itself changes nothing about the order. Replicas of equal pace are so filled evenly,
+how long it is itself changes nothing about the order. Replicas of equal speed are so filled evenly,
 a slow one takes its first call when the fast ones have slowed down to it, and one that nothing is
 known of is taken for as fast as the others.
 """

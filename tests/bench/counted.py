@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any, cast
 
@@ -20,10 +21,11 @@ import uvloop
 
 from router.app import App
 from router.config import RouterConfig
-from router.connection import Connection, ConnectionPool
+from router.connection import Connection
 from router.event_log import EventLog
 from router.fleet import ReplicaEntry, ReplicaList
 from router.health import Event
+from router.replica import Replica
 from tests.bench import wire
 
 CALLS = 2_000
@@ -117,16 +119,19 @@ class InMemory:
             self.dispatcher.pool.learn(replica, replica.dialect.info({"/info": wire.INFO}))
             self.dispatcher.pool.on_event(replica, Event.PROBE_OK, "bench")
             self.dispatcher.pool.on_event(replica, Event.WARMED, "bench")
+            self._connect(replica)
 
     # ---- replicas ----
 
-    async def connect(self, pool: ConnectionPool, timeout_s: float) -> Connection:
-        """In the place of `ConnectionPool.connect`."""
-        connection = Connection(self._loop, pool)
+    def _connect(self, replica: Replica) -> None:
+        """So many idle connections that none has to be made."""
+        pool = self.app.upstream._pool(replica)
         answer = self._stream if self._is_stream else self._whole
-        pipe = Pipe(lambda request: cast(None, self._loop.call_soon(answer, connection)))
-        connection.connection_made(cast(asyncio.Transport, pipe))
-        return connection
+        for _ in range(CLIENTS):
+            connection = Connection(self._loop, pool)
+            pipe = Pipe(partial(_soon, self._loop, answer, connection))
+            connection.connection_made(cast(asyncio.Transport, pipe))
+            pool.keep(connection)
 
     def _whole(self, connection: Connection) -> None:
         body = wire.answer(wire.tag_of(0))
@@ -218,13 +223,19 @@ async def measured(waiting: int = WAITING) -> dict[str, Cost]:
 
 
 async def _measured(memory: InMemory, calls: int, clients: int) -> Cost:
-    real = ConnectionPool.connect
-    ConnectionPool.connect = lambda pool, timeout_s: memory.connect(pool, timeout_s)  # type: ignore[method-assign]
     try:
         return await memory.cost(calls, clients)
     finally:
-        ConnectionPool.connect = real  # type: ignore[method-assign]
         await memory.close()
+
+
+def _soon(
+    loop: asyncio.AbstractEventLoop,
+    answer: Callable[[Connection], None],
+    connection: Connection,
+    request: bytes,
+) -> None:
+    loop.call_soon(answer, connection)
 
 
 def main() -> None:

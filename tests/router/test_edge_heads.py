@@ -64,7 +64,8 @@ async def test_a_head_in_pieces_that_comes_in_time_is_served_and_so_is_the_next(
         assert (await client.reply()).status == 200
     [protocol] = rig.app._edge.connections
     assert protocol._late is None
-    assert protocol.is_idle
+    assert protocol._call is None
+    assert protocol._data == b""
 
 
 async def test_the_time_of_a_head_ends_with_it(app, wire):

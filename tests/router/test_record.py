@@ -307,6 +307,30 @@ async def test_a_bug_after_the_whole_reply_adds_no_byte_to_it(
     assert [record for record in caplog.records if record.exc_info]
 
 
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+async def test_a_bug_in_the_books_ends_the_call_once(app, wire, until, monkeypatch, path):
+    """It has its reply; nothing of it is left running, and the next one is served."""
+    rig = await app(1)
+    is_stream = path == "/generate_stream"
+    answer = (
+        wire.streamed(wire.token(1, last="a")) if is_stream else wire.reply(wire.generated("a"))
+    )
+    rig.replicas[0].otherwise = [answer]
+
+    def broken(**fields):
+        raise KeyError("x")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.app.log, "call", broken)
+        client = await rig.client()
+        client.post(path, GENERATE)
+        assert (await client.reply()).status == 200
+        assert await client.is_closed()
+        await until(lambda: not rig.app.handlers.calls_running)
+    assert (await rig.post(path, GENERATE)).status == 200
+    assert rig.app.handlers.calls_running == 0
+
+
 # ---- what an engine says of a call it refuses ----
 
 WORDS = {

@@ -136,9 +136,8 @@ async def edges(app, wire, monkeypatch):
         return found
 
     async def both(*pieces):
-        return await asyncio.gather(
-            outcome(front(), pieces), outcome(front.ordinary(), pieces)
-        )  # fmt: skip
+        ways = outcome(front(), pieces), outcome(front.ordinary(), pieces)
+        return await asyncio.gather(*ways)
 
     return both
 
