@@ -51,7 +51,7 @@ class Express:
             self._permit = permit = handlers.keys.admit(self._request.headers, record)
             self._call = handlers.whole_call(self._request, record)
             self._dispatcher = handlers.dispatcher_for(self._call, permit, record)
-            self._begun = begun = handlers.proxy.begin(
+            self._begun = begun = handlers.proxy.first.begin(
                 self._call, self._dispatcher, self._client, record
             )
         except Exception as exc:
@@ -63,13 +63,13 @@ class Express:
 
     async def _waited(self, begun: Begun | None) -> None:
         """For a turn, for a connection, or for both; then the task has done its work."""
-        proxy, record = self._handlers.proxy, self._record
+        first, record = self._handlers.proxy.first, self._record
         try:
             if begun is None:
-                begun = await proxy.wait(self._call, self._dispatcher, self._client, record)
+                begun = await first.wait(self._call, self._dispatcher, self._client, record)
                 self._begun = begun
             if begun.started is None:
-                self._begun = begun = await proxy.connect(begun, record)
+                self._begun = begun = await first.connect(begun, record)
             self._task = None
             self._await_reply(begun)
         except Exception as exc:
@@ -91,7 +91,7 @@ class Express:
             if self._is_in_task:
                 return
         if self._begun is not None:
-            self._handlers.proxy.abandon(self._begun, self._dispatcher, self._record)
+            self._handlers.proxy.first.abandon(self._begun, self._dispatcher, self._record)
         if not self._record.is_told:
             self._handlers.left(self._record)
         self._finish(None)
@@ -116,18 +116,18 @@ class Express:
         begun = self._begun
         assert begun is not None
         assert begun.started is not None
-        exchange, proxy = begun.started.exchange, self._handlers.proxy
+        exchange, first = begun.started.exchange, self._handlers.proxy.first
         is_well = exchange.error is None
         if is_well and not exchange.is_forwarding:
             if not exchange.is_ready and not exchange.is_doubted:
                 return False  # more of its reply has come
-            if exchange.is_ready and proxy.begin_stream(begun) and exchange.is_flowing:
+            if exchange.is_ready and first.begin_stream(begun) and exchange.is_flowing:
                 return False
         exchange.tell_no_more()
-        if not is_well or not proxy.is_answered(begun):
+        if not is_well or not first.is_answered(begun):
             self._go_on()
             return False
-        proxy.finish(begun, self._dispatcher, self._client, self._record)
+        first.finish(begun, self._dispatcher, self._client, self._record)
         self._finish(None)
         return True
 
@@ -136,7 +136,7 @@ class Express:
     def _failed(self, exc: Exception) -> None:
         begun = self._begun
         if begun is not None and begun.lease.is_open:
-            self._handlers.proxy.abandon(begun, self._dispatcher, self._record)
+            self._handlers.proxy.first.abandon(begun, self._dispatcher, self._record)
         try:
             try:
                 self._handlers.failed(self._request, self._client, self._record, exc)

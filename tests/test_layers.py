@@ -10,7 +10,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 ROUTER = sorted((ROOT / "router").rglob("*.py"))
 LAUNCHER = sorted((ROOT / "launcher").rglob("*.py"))
-DECIDING = ["proxy", "apis", "dialects", "dispatcher", "request_queue", "retry", "policies"]
+DECIDING = [
+    "proxy",
+    "first_attempt",
+    "outcomes",
+    "apis",
+    "dialects",
+    "dispatcher",
+    "request_queue",
+    "retry",
+    "policies",
+]
 NO_AIOHTTP = {*DECIDING, "sse", "health"}
 SLOW = {"docker", "rich", "text_generation", "pynvml"}  # each wanted by few verbs
 SLOW_AT_START = {*SLOW, "aiohttp", "pydantic"}
