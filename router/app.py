@@ -18,6 +18,7 @@ from pathlib import Path
 from router.acceptor import Acceptor
 from router.admin import AdminApi
 from router.config import RouterConfig
+from router.deadlines import Deadlines
 from router.edge_server import make_server
 from router.errors import ConfigError, OperatorError, RouterError, ShuttingDown
 from router.event_log import EventLog
@@ -72,8 +73,11 @@ class App:
         self.tasks = Tasks()
         self.log = log or EventLog(calls=config.log_calls)
         self.metrics = Metrics(lambda: self.fleet, config.tenants)
-        self.fleet = Fleet(config, self.metrics, self._on_state_change, clock, state_dir)
-        self.upstream = Upstream(loop, config.timeouts.connect_s, config.engine_api_key)
+        deadlines = Deadlines()
+        self.fleet = Fleet(
+            config, self.metrics, self._on_state_change, clock, state_dir, deadlines=deadlines
+        )
+        self.upstream = Upstream(loop, deadlines, config)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
         tokenizer = Tokenizer(self.upstream, clock)
         self.proxy = Proxy(self.upstream, tokenizer, config, self.metrics, self.tasks, clock)

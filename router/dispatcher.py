@@ -12,6 +12,7 @@ from typing import Protocol
 
 from router.call import Call, Cost
 from router.config import QueueConfig, RetryConfig
+from router.deadlines import Deadlines
 from router.door import MIN_QUEUE_CALLS, Door
 from router.errors import RouterError
 from router.fairness import Account, charge, charge_of
@@ -51,6 +52,7 @@ class Dispatcher:
         clock: Callable[[], float],
         weights: Mapping[str, float] | None = None,
         budget: RetryBudget | None = None,
+        deadlines: Deadlines | None = None,
     ) -> None:
         """`weights` by tenant; 1.0 where none is given. `budget`: what may be spent on retries."""
         self.pool = pool
@@ -61,6 +63,7 @@ class Dispatcher:
         self._config = config
         self._observer = observer
         self._clock = clock
+        self._deadlines = deadlines or Deadlines()
         self._work = WorkRate()
         self._speeds = Speeds(pool)
         self._door = Door(pool, self.queue, self._work, config, observer, clock)
@@ -94,7 +97,27 @@ class Dispatcher:
         cost, account = self.pool.cost(call.ask), self.queue.account(call)
         if not attempts.alone and (lease := self._now(call, cost, account, attempts.excluded)):
             return lease
-        ticket = self._ticket(call, cost, account, attempts, is_retry=is_retry)
+        ticket = self.join(call, attempts, is_retry=is_retry, at_head=at_head, queued=queued)
+        try:
+            return await ticket.grant
+        except asyncio.CancelledError:
+            self.withdraw(ticket)
+            raise
+
+    def join(
+        self,
+        call: Call,
+        attempts: Attempts,
+        *,
+        is_retry: bool = False,
+        at_head: bool = True,
+        queued: Queued | None = None,
+    ) -> Ticket:
+        """A place in the queue; its `grant` tells how that ended, as `acquire` would have.
+
+        Whoever does not wait for that has to withdraw it. Raises QueueFull, TooLate or NoReplica.
+        """
+        ticket = self._ticket(call, attempts, is_retry=is_retry)
         self._account()
         if not is_retry:
             self._door.admit(ticket)
@@ -104,34 +127,34 @@ class Dispatcher:
             queued(ticket.enqueued_s, position, self._why_it_waits(ticket))
         if ticket.alone:
             self.pool.ask_all()
-        self.pump()
-        deadline_s = call.deadline_s
+        ticket.deadline_s = call.deadline_s
         if not is_retry or (attempts.was_shed and not attempts.has_failed):
-            deadline_s = min(deadline_s, call.queue_deadline_s)
-        return await self._granted(ticket, deadline_s)
+            ticket.deadline_s = min(call.deadline_s, call.queue_deadline_s)
+        ticket.place = self._deadlines.add(ticket.deadline_s, ticket, self._too_late)
+        self._pump()
+        return ticket
 
-    async def _granted(self, ticket: Ticket, deadline_s: float) -> Lease:
-        """Waits for the ticket's turn; whoever stops waiting gives back what came too late."""
+    def withdraw(self, ticket: Ticket) -> None:
+        """Nobody waits for it any more; what it was granted meanwhile is given back."""
         grant = ticket.grant
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                return await grant
-        except TimeoutError:
-            self._give_back(grant)
-            raise self._door.timed_out(ticket) from None
-        except BaseException:
-            self._give_back(grant)
-            raise
-        finally:
-            self._account()
-            if self._reserved and self._reserved[0] is ticket:
-                self._reserved = None
-            if self.queue.leave(ticket):
-                self.pump()
-
-    def _give_back(self, grant: "asyncio.Future[Lease]") -> None:
-        if grant.done() and not grant.cancelled() and grant.exception() is None:
+        if not grant.done():
+            grant.cancel()
+        elif not grant.cancelled() and grant.exception() is None:
             self.release(grant.result(), Outcome.UNUSED, Report())
+        if self._leave(ticket):
+            self.pump()
+
+    def _too_late(self, ticket: Ticket) -> None:
+        """Its time is over."""
+        if not ticket.grant.done():
+            ticket.grant.set_exception(self._door.timed_out(ticket))
+        if self._leave(ticket):
+            self.pump()
+
+    def _leave(self, ticket: Ticket) -> bool:
+        if self._reserved and self._reserved[0] is ticket:
+            self._reserved = None
+        return self.queue.leave(ticket)
 
     def release(self, lease: Lease, outcome: Outcome, report: Report) -> None:
         """Ends a lease, learns from it and lets the next calls in. A second time does nothing."""
@@ -149,7 +172,7 @@ class Dispatcher:
         self._speeds.weigh(lease.replica)
         lease.replica.idle_since_s = self._clock()
         lease.replica.alone = False
-        self.pump()
+        self._pump()
 
     def share(self, lease: Lease) -> None:
         """A suspect's replica takes others beside it again."""
@@ -167,14 +190,19 @@ class Dispatcher:
 
     def pump(self) -> None:
         """Gives room to waiting calls for as long as there is any."""
+        if not self._is_pumping:
+            self._account()
+            self._pump()
+
+    def _pump(self) -> None:
+        """The same where the time until now is accounted for."""
         if self._is_pumping or not len(self.queue):
             return
         self._is_pumping = True
         try:
-            self._account()
             while choice := self._next():
                 self._grant_ticket(*choice)
-            if len(self.queue) and not self.pool.can_come:
+            if not self.pool.can_come:
                 for ticket in self.queue:
                     self._fail(ticket, self._door.no_replica(ticket.call))
         finally:
@@ -191,7 +219,7 @@ class Dispatcher:
             self._fail(ticket, error())
 
     def _fail(self, ticket: Ticket, error: RouterError) -> None:
-        self.queue.leave(ticket)
+        self._leave(ticket)
         if not ticket.grant.done():
             ticket.grant.set_exception(error)
 
@@ -217,7 +245,7 @@ class Dispatcher:
         1. the head, when a replica has room for it;
         2. else one of the few behind it, on any replica that is not kept for the head.
         """
-        if not len(self.queue) or not any(replica.has_place for replica in self.pool):
+        if not len(self.queue) or not self.pool.has_place:
             return None
         head = self.queue.head
         assert head is not None
@@ -276,12 +304,15 @@ class Dispatcher:
 
     def _grant_ticket(self, ticket: Ticket, replica: Replica) -> None:
         self.queue.take(ticket)
+        if self._reserved and self._reserved[0] is ticket:
+            self._reserved = None
         if ticket.grant.done():  # it stopped waiting and has not run yet
             return
-        if self._door.is_in_vain(ticket):
+        now_s = self._clock()
+        if now_s >= ticket.deadline_s or self._door.is_in_vain(ticket):
             ticket.grant.set_exception(self._door.timed_out(ticket))
             return
-        waited_s = self._clock() - ticket.enqueued_s
+        waited_s = now_s - ticket.enqueued_s
         lease = self._lease(replica, ticket.call, ticket.cost, ticket.account, waited_s)
         lease.alone = replica.alone = ticket.alone
         ticket.grant.set_result(lease)
@@ -371,15 +402,13 @@ class Dispatcher:
             return "only replicas that had failed it had room"
         return "others were waiting already"
 
-    def _ticket(
-        self, call: Call, cost: Cost, account: Account, attempts: Attempts, *, is_retry: bool
-    ) -> Ticket:
+    def _ticket(self, call: Call, attempts: Attempts, *, is_retry: bool) -> Ticket:
         return Ticket(
             call,
-            cost,
+            self.pool.cost(call.ask),
             self._clock(),
             asyncio.get_running_loop().create_future(),
-            account,
+            self.queue.account(call),
             excluded=attempts.excluded,
             alone=attempts.alone,
             is_retry=is_retry,
@@ -388,12 +417,8 @@ class Dispatcher:
     def _account(self) -> None:
         """Adds up the seconds in which a usable replica was idle while calls waited."""
         now_s = self._clock()
-        if len(self.queue) and now_s > self._accounted_s:
-            idle = sum(
-                r.is_usable and not r.load.requests and not r.room.is_paused for r in self.pool
-            )
-            if idle:
-                self._observer.idled(self.pool.model, idle * (now_s - self._accounted_s))
+        if len(self.queue) and now_s > self._accounted_s and (idle := self.pool.idle):
+            self._observer.idled(self.pool.model, idle * (now_s - self._accounted_s))
         self._accounted_s = now_s
 
 

@@ -15,6 +15,7 @@ from math import inf
 from typing import Protocol
 
 from router import sse
+from router.deadlines import Deadlines, Place
 from router.errors import CallTimeout, ReplicaSilent, RouterError, UpstreamTimeout
 from router.replica import Replica
 
@@ -25,6 +26,7 @@ MAX_HELD_BYTES = 8 * 1024**2
 
 Limit = tuple[float, Callable[[], RouterError]]
 """A monotonic time, and the error that its passing is."""
+NO_LIMIT: Limit = inf, lambda: CallTimeout("a time without end is over")
 
 
 class Sink(Protocol):
@@ -86,15 +88,15 @@ class Exchange:
     is_paused = False
     _wake: asyncio.Future[None] | None = None
     _news: Callable[[], None] | None = None
-    _late: asyncio.TimerHandle | None = None
-    _doubt: asyncio.TimerHandle | None = None
+    _limit = NO_LIMIT
+    _place: Place | None = None
+    """Where it waits to be looked at."""
     _held_bytes = 0
     _splitter: sse.Splitter | None = None
     _has_event = False
     _has_first_event = False
     """One is held, so a stream can be judged."""
     _sink: Sink | None = None
-    _deadline: asyncio.TimerHandle | None = None
     _deadline_s = inf
     _is_doubted = False
     _takes_doubts = False
@@ -103,12 +105,14 @@ class Exchange:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
         connection: Carrier,
         replica: Replica,
         running: "set[Exchange]",
         max_held_bytes: int = MAX_HELD_BYTES,
     ) -> None:
         self._loop = loop
+        self._deadlines = deadlines
         self._running = running
         running.add(self)
         self._connection = connection
@@ -132,41 +136,47 @@ class Exchange:
         so when the replica turns suspect, and at `doubt_at_s`; never, if that is None.
         """
         self._takes_doubts, self._is_doubted = doubt_at_s is not None, False
-        doubt = late = None
-        if doubt_at_s is not None and doubt_at_s < inf:
-            doubt = self._loop.call_at(doubt_at_s, self.doubt)
-        if limit is not None:
-            late = self._loop.call_at(limit[0], self._too_late, limit[1])
+        self.doubt_at_s = inf if doubt_at_s is None else doubt_at_s
+        self._limit = limit or NO_LIMIT
+        self._await()
         try:
             while self.error is None and not self.is_ready and not self._is_doubted:
                 await self._woken()
         finally:
-            if doubt is not None:
-                doubt.cancel()
-            if late is not None:
-                late.cancel()
+            self._await_no_more()
         if self.error is not None:
             raise self.error
 
     def tell(self, news: Callable[[], None], limit: Limit) -> None:
         """Calls `news` whenever there are any, instead of having somebody wait in `opened` and in
         `forwarded`."""
-        self._news, self._takes_doubts = news, True
-        self._late = self._loop.call_at(limit[0], self._too_late, limit[1])
-        if self.doubt_at_s < inf:
-            self._doubt = self._loop.call_at(self.doubt_at_s, self.doubt)
+        self._news, self._takes_doubts, self._limit = news, True, limit
+        self._await()
 
     def tell_no_more(self) -> None:
         self._news = None
-        self._await_no_more()
+        if self._sink is None:
+            self._await_no_more()
+
+    def _await(self) -> None:
+        """A reply, until it is in doubt or too late for one."""
+        at_s = min(self._limit[0], self.doubt_at_s)
+        if at_s < inf:
+            self._place = self._deadlines.add(at_s, self, Exchange._look)
+
+    def _look(self) -> None:
+        """It is one or the other."""
+        if self._loop.time() < self._limit[0]:
+            self.doubt_at_s = inf
+            self._await()
+            self.doubt()
+        else:
+            self.on_failure(self._limit[1]())
 
     def _await_no_more(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
-        if self._doubt is not None:
-            self._doubt.cancel()
-            self._doubt = None
+        if self._place is not None:
+            self._place.pop(self, None)
+            self._place = None
 
     @property
     def is_doubted(self) -> bool:
@@ -190,9 +200,9 @@ class Exchange:
         self._is_doubted = True
         if self._sink is None:
             self._notify()
-        elif self._deadline is not None and not self._is_ending:
-            self._deadline.cancel()
-            self._watch(self._deadline_s)
+        elif self._place is not None and not self._is_ending:
+            self._await_no_more()
+            self._watch()
 
     def first_event(self) -> bytes:
         """The first whole event held, or empty when the stream ended without one."""
@@ -208,7 +218,7 @@ class Exchange:
         """
         self._sink, self._silence_s, self._deadline_s = sink, silence_s, deadline_s
         self._await_no_more()
-        self._watch(deadline_s)
+        self._watch()
         held, self._held, self._has_first_event = b"".join(self._held), [], False
         if held:
             self._pass_on(held)
@@ -254,8 +264,6 @@ class Exchange:
         """Ends it whatever its state; an unfinished one closes its connection."""
         self._news = None
         self._await_no_more()
-        if self._deadline is not None:
-            self._deadline.cancel()
         self._running.discard(self)
         self._connection.ended(self)
 
@@ -308,9 +316,6 @@ class Exchange:
             self._has_event = True
             self.last_data_s = now_s
 
-    def _too_late(self, error: Callable[[], RouterError]) -> None:
-        self.on_failure(error())
-
     def on_failure(self, error: RouterError) -> None:
         if not self.is_done and self.error is None:
             self.error = error
@@ -329,9 +334,9 @@ class Exchange:
 
     def _end_soon(self, failure: RouterError) -> None:
         self._is_ending = True
-        if self._deadline is not None:
-            self._deadline.cancel()
-        self._deadline = self._loop.call_later(LAST_WORDS_S, self.on_failure, failure)
+        self._await_no_more()
+        self._limit = self._loop.time() + LAST_WORDS_S, lambda: failure
+        self._place = self._deadlines.add(self._limit[0], self, Exchange._look)
 
     async def _woken(self) -> None:
         self._wake = self._loop.create_future()
@@ -347,11 +352,11 @@ class Exchange:
         elif self._news is not None:
             self._news()
 
-    def _watch(self, deadline_s: float) -> None:
-        """One timer per stream, moved on lazily: it costs nothing per event."""
+    def _watch(self) -> None:
+        """Its deadline is moved on lazily: it costs nothing per event."""
         if self.is_done or self.error:
             return
-        now_s, silence_s = self._loop.time(), self._silence_s()
+        now_s, silence_s, deadline_s = self._loop.time(), self._silence_s(), self._deadline_s
         silent_until_s = self.last_data_s + silence_s
         if now_s >= deadline_s:
             self.on_failure(CallTimeout("the call's deadline passed inside its answer"))
@@ -365,7 +370,7 @@ class Exchange:
             next_s = max(next_s, now_s + 0.05)
             if self.is_paused:
                 next_s = min(next_s, now_s + silence_s)
-            self._deadline = self._loop.call_at(next_s, self._watch, deadline_s)
+            self._place = self._deadlines.add(next_s, self, Exchange._watch)
 
 
 def _for_ever() -> float:

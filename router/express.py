@@ -15,13 +15,15 @@ from router.handlers import Handlers
 from router.http_client import HttpClient
 from router.incoming import WholeRequest
 from router.keys import Permit
-from router.service import Begun
+from router.lease import Lease
+from router.service import Begun, Waiting
 
 
 class Express:
     """One call on one connection. `ended` is called once nothing is left to do for its client."""
 
     _permit: Permit | None = None
+    _waiting: Waiting | None = None
     _begun: Begun | None = None
     _task: "asyncio.Task[None] | None" = None
     _is_over = False
@@ -54,22 +56,36 @@ class Express:
             self._begun = begun = handlers.proxy.first.begin(
                 self._call, self._dispatcher, self._client, record
             )
+            if begun is None:
+                self._waiting = handlers.proxy.first.wait(
+                    self._call, self._dispatcher, self._client, record
+                )
+                return self._waiting.ticket.grant.add_done_callback(self._turn)
         except Exception as exc:
             return self._failed(exc)
-        if begun is None or begun.started is None:
-            self._task = handlers.tasks.spawn(self._waited(begun), "call")
+        self._go(begun)
+
+    def _turn(self, grant: "asyncio.Future[Lease]") -> None:
+        """It has come, or never will."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return  # the client has left
+        try:
+            self._begun = begun = self._handlers.proxy.first.turn(waiting, self._record)
+        except Exception as exc:
+            return self._failed(exc)
+        self._go(begun)
+
+    def _go(self, begun: Begun) -> None:
+        if begun.started is None:
+            self._task = self._handlers.tasks.spawn(self._connected(begun), "call")
         else:
             self._await_reply(begun)
 
-    async def _waited(self, begun: Begun | None) -> None:
-        """For a turn, for a connection, or for both; then the task has done its work."""
-        first, record = self._handlers.proxy.first, self._record
+    async def _connected(self, begun: Begun) -> None:
+        """A connection has to be made; then the task has done its work."""
         try:
-            if begun is None:
-                begun = await first.wait(self._call, self._dispatcher, self._client, record)
-                self._begun = begun
-            if begun.started is None:
-                self._begun = begun = await first.connect(begun, record)
+            self._begun = begun = await self._handlers.proxy.first.connect(begun, self._record)
             self._task = None
             self._await_reply(begun)
         except Exception as exc:
@@ -90,8 +106,12 @@ class Express:
             self._task.cancel()
             if self._is_in_task:
                 return
+        first = self._handlers.proxy.first
+        if self._waiting is not None:
+            first.withdraw(self._waiting, self._dispatcher)
+            self._waiting = None
         if self._begun is not None:
-            self._handlers.proxy.first.abandon(self._begun, self._dispatcher, self._record)
+            first.abandon(self._begun, self._dispatcher, self._record)
         if not self._record.is_told:
             self._handlers.left(self._record)
         self._finish(None)

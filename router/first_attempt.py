@@ -1,7 +1,7 @@
 """The first attempt of a call that nothing comes between, in steps that do not wait.
 
-`wait` and `connect` are the two that do. Who takes them one after the other is `express`; from
-whatever else comes, `Proxy.serve` goes on.
+`connect` is the only one that does. Who takes them one after the other is `express`; from whatever
+else comes, `Proxy.serve` goes on.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,16 @@ from router.lease import NOTHING_TOLD, Outcome
 from router.outcomes import Outcomes, counted, learned, served, verdict
 from router.record import Record
 from router.retry import Attempts
-from router.service import Begun, Service, Started, doubt_at_s, limit_of, made, out_of_time
+from router.service import (
+    Begun,
+    Service,
+    Started,
+    Waiting,
+    doubt_at_s,
+    limit_of,
+    made,
+    out_of_time,
+)
 from router.upstream import Upstream
 
 
@@ -52,21 +61,37 @@ class FirstAttempt:
         service = self._service(call, dispatcher, client, record)
         return self._granted(Begun(lease, None, service), record)
 
-    async def wait(
-        self, call: Call, dispatcher: Dispatcher, client: Client, record: Record
-    ) -> Begun:
-        """The same where the call has to wait for its turn. Raises why it does not come."""
+    def wait(self, call: Call, dispatcher: Dispatcher, client: Client, record: Record) -> Waiting:
+        """For its turn, where none can be had at once. Raises why it may not."""
         service = self._service(call, dispatcher, client, record)
         record.phase = "queue"
         if service is not None:
             service.opener.watch()
         try:
-            lease = await dispatcher.acquire(call, Attempts(), queued=record.queued)
+            ticket = dispatcher.join(call, Attempts(), queued=record.queued)
+        except BaseException:
+            if service is not None:
+                service.opener.close()
+            raise
+        return Waiting(ticket, service)
+
+    def turn(self, waiting: Waiting, record: Record) -> Begun:
+        """It has come. Raises why it has not."""
+        ticket, service = waiting
+        try:
+            lease = ticket.grant.result()
         except BaseException:
             if service is not None:
                 service.opener.close()
             raise
         return self._granted(Begun(lease, None, service), record)
+
+    def withdraw(self, waiting: Waiting, dispatcher: Dispatcher) -> None:
+        """The client left."""
+        ticket, service = waiting
+        if service is not None:
+            service.opener.close()
+        dispatcher.withdraw(ticket)
 
     def _granted(self, begun: Begun, record: Record) -> Begun:
         """Sent, if there is an idle connection."""

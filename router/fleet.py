@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from router.config import DialectName, RouterConfig
 from router.config.models import parse_base_url
+from router.deadlines import Deadlines
 from router.dispatcher import Dispatcher, Observer
 from router.errors import ModelNotFound, NoReplica, RouteNotServed
 from router.policies import POLICIES
@@ -110,6 +111,7 @@ class Fleet:
         on_state_change: StateChange,
         clock: Callable[[], float],
         state_dir: Path | None = None,
+        deadlines: Deadlines | None = None,
     ) -> None:
         self.cluster = ""
         self.epoch = 0
@@ -123,6 +125,7 @@ class Fleet:
         self._observer = observer
         self._on_state_change = on_state_change
         self._clock = clock
+        self._deadlines = deadlines or Deadlines()
         self._state_file = state_dir / STATE_FILE if state_dir else None
         self._dispatchers: dict[str, Dispatcher] = {}
         self._draining: frozenset[str] = frozenset()
@@ -262,6 +265,7 @@ class Fleet:
             self._clock,
             self._weights,
             RetryBudget(self._config.retries.budget_share),
+            self._deadlines,
         )
         self._dispatchers[model] = dispatcher
         return dispatcher

@@ -125,6 +125,29 @@ class Pool:
         return any(replica.is_usable for replica in self)
 
     @property
+    def has_place(self) -> bool:
+        """A cheap look before the costs of waiting calls are compared."""
+        for replica in self._replicas.values():  # at each turn of each waiting call
+            room = replica.room
+            if (
+                replica.load.requests < room.requests
+                and replica.is_usable
+                and not replica.alone
+                and not room.is_paused
+            ):
+                return True
+        return False
+
+    @property
+    def idle(self) -> int:
+        """Replicas that could serve and have nothing to do."""
+        idle = 0
+        for replica in self._replicas.values():
+            if not replica.load.requests and replica.is_usable and not replica.room.is_paused:
+                idle += 1
+        return idle
+
+    @property
     def is_well(self) -> bool:
         """A replica serves, or one is starting; those that say nothing do neither, though they get
         the calls where nobody else is left."""

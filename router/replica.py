@@ -98,17 +98,6 @@ class Replica:
         """Serves, or may serve again without anybody's doing."""
         return self.admin is Admin.ACTIVE and self.phase in COMING
 
-    @property
-    def has_place(self) -> bool:
-        """A cheap look before a call's cost is compared."""
-        room = self.room
-        return (
-            self.is_usable
-            and not self.alone
-            and not room.is_paused
-            and self.load.requests < room.requests
-        )
-
     def takes(self, cost: Cost) -> bool:
         """An idle one takes any call: the engine judges. Else it must fit beside the rest."""
         if not self.is_usable or self.alone:

@@ -20,9 +20,11 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, islice
+from math import inf
 from typing import TYPE_CHECKING
 
 from router.call import Call, Cost, Priority
+from router.deadlines import Place
 from router.fairness import Account, charge_of
 from router.lanes import Lanes
 
@@ -53,6 +55,10 @@ class Ticket:
     is_retry: bool = False
     """It was admitted before, and gives way to nobody."""
     blocked_s: float | None = None
+    deadline_s: float = inf
+    """So long it may wait."""
+    place: Place | None = None
+    """Where that stands."""
     tokens: float = field(init=False)
     """What its turn will be charged."""
 
@@ -154,6 +160,8 @@ class RequestQueue:
         is_first = self._first.pop(id(ticket), None) is not None
         if not is_first and not self._lanes[ticket.call.priority].leave(ticket):
             return False
+        if ticket.place is not None:
+            ticket.place.pop(ticket, None)
         account, size = ticket.account, len(ticket.call.body)
         account.users -= 1
         places = self.places[account.tenant]

@@ -14,6 +14,7 @@ from router.lease import Lease
 from router.pool import Pool
 from router.record import Record
 from router.relay import Relay, StreamOpener
+from router.request_queue import Ticket
 from router.resume import Ledger, NotResumable, Seam, Transcript
 from router.retry import Attempts
 
@@ -54,6 +55,14 @@ class Service:
     def fresh_events(self) -> int:
         """Events that the attempt has brought."""
         return self.relay.events - self.events_before
+
+
+class Waiting(NamedTuple):
+    """A call without a replica, for its turn."""
+
+    ticket: Ticket
+    service: Service | None
+    """For a stream."""
 
 
 class Begun(NamedTuple):

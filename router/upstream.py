@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from router.config import RouterConfig
 from router.connection import Connection, ConnectionPool
+from router.deadlines import Deadlines
 from router.edge import Fields, fields
 from router.errors import ConnectFailed, ReplicaLost, RouterError
 from router.exchange import MAX_HELD_BYTES, Exchange, Limit
@@ -17,10 +18,12 @@ STALE_WITHIN_S = 1.0
 class Upstream:
     """Sends requests to replicas; one per router."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connect_s: float, api_key: str | None):
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines, config: RouterConfig
+    ) -> None:
         self._loop = loop
-        self._connect_s = connect_s
-        self._authorization = _authorization(api_key)
+        self._deadlines = deadlines
+        self.use(config)
         self._pools: dict[Replica, ConnectionPool] = {}
         self._running: set[Exchange] = set()
 
@@ -55,7 +58,7 @@ class Upstream:
         while True:
             is_new = kept is None
             connection = kept or await self._connect(pool, was_sent=is_again)
-            exchange = Exchange(self._loop, connection, replica, self._running, max_held_bytes)
+            exchange = self._exchange(connection, replica, max_held_bytes)
             exchange.is_on_new_connection = is_new
             sent_s = exchange.last_data_s
             if sent is not None:
@@ -105,9 +108,15 @@ class Upstream:
         headers: tuple[tuple[str, str], ...],
         body: bytes,
     ) -> Exchange:
-        exchange = Exchange(self._loop, connection, replica, self._running)
+        exchange = self._exchange(connection, replica)
         connection.send(exchange, self._head(pool, "POST", path, headers, body), body)
         return exchange
+
+    def _exchange(
+        self, connection: Connection, replica: Replica, max_held_bytes: int = MAX_HELD_BYTES
+    ) -> Exchange:
+        loop, deadlines, running = self._loop, self._deadlines, self._running
+        return Exchange(loop, deadlines, connection, replica, running, max_held_bytes)
 
     def is_stale(self, exchange: Exchange, sent_s: float) -> bool:
         """It was sent on a connection that the replica had closed, and never reached it."""

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from router.config import QueueConfig
+from router.deadlines import FAR_SPAN_S
 from router.errors import NoReplica, QueueFull, QueueTimeout, RouterError, ShuttingDown
 from router.lease import Outcome, Report
 from router.replica import Admin
@@ -217,7 +218,7 @@ async def test_a_call_waits_until_its_deadline_and_no_longer(world):
     started_s = one.clock()
     with pytest.raises(QueueTimeout) as caught:
         await one.acquire(wait_s=60.0)
-    assert one.clock() - started_s == pytest.approx(60.0)
+    assert 60.0 <= one.clock() - started_s <= 60.0 + FAR_SPAN_S
     assert caught.value.status == 503
     assert 1 <= caught.value.retry_after_s <= 600
     assert one.seen.sheds == ["queue_timeout"]
@@ -310,7 +311,7 @@ async def test_a_retried_call_waits_to_its_own_deadline(world):
     started_s = one.clock()
     with pytest.raises(QueueTimeout):
         await one.acquire(attempts=tried(), is_retry=True, wait_s=60.0)
-    assert one.clock() - started_s == pytest.approx(1800.0)
+    assert 1800.0 <= one.clock() - started_s <= 1800.0 + FAR_SPAN_S
 
 
 async def test_a_refused_call_is_told_when_to_come_back(world, settle):

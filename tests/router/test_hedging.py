@@ -189,6 +189,7 @@ async def test_a_stream_that_fell_silent_in_mid_answer_goes_on_before_the_config
     assert await client.chunk() == wire.token(1)
     pace = rig[silent.name].pace
     pace._seen, pace.heard_s = 1000, 0.0  # its normal pace is known, and it has been silent
+    silent.health = [wire.STALL]
     suspect(rig, silent)
     loop = asyncio.get_running_loop()
     began_s = loop.time()
