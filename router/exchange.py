@@ -9,10 +9,10 @@ waits any more.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 from router import sse
 from router.deadlines import Deadlines, Place
@@ -52,15 +52,37 @@ class Head:
         self.fields: list[tuple[bytes, bytes]] = []
 
     @cached_property
-    def text(self) -> dict[str, str]:
+    def text(self) -> "HeadText":
         """The fields as text; of those that stand twice the last one."""
-        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.fields}
+        return HeadText(self.fields)
 
     def get(self, name: bytes) -> bytes:
         for key, value in self.fields:
             if key == name:
                 return value
         return b""
+
+
+class HeadText(Mapping[str, str]):
+    """Engines send many fields, and of most replies few are asked for: they are decoded then."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, fields: list[tuple[bytes, bytes]]) -> None:
+        self._values = dict(fields)
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name.encode("latin-1")].decode("latin-1")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        value = self._values.get(name.encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 class Carrier(Protocol):

@@ -5,6 +5,7 @@ No event is parsed here while nothing fails; the proxy asks the dialect what the
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 
 from router import sse
 from router.dialects import Dialect
@@ -185,12 +186,14 @@ def error_headers(record: Record, error: RouterError) -> Fields:
 
 
 def _passed_back(head: Head) -> bytes:
-    dropped = HOP_BY_HOP
+    fields = head.fields
     if named := head.get(b"connection"):
-        dropped |= {name.strip().lower() for name in named.split(b",")}
-    kept = [
-        b"%b: %b\r\n" % field
-        for field in head.fields
-        if field[0] not in dropped and not field[0].startswith(NOT_PASSED_ON)
-    ]
-    return b"".join(kept)
+        hop = {name.strip().lower() for name in named.split(b",")}
+        fields = [field for field in fields if field[0] not in hop]
+    return b"".join([b"%b: %b\r\n" % field for field in fields if _is_passed(field[0])])
+
+
+@lru_cache(maxsize=256)
+def _is_passed(name: bytes) -> bool:
+    """Kept in mind: an engine's names are always the same."""
+    return name not in HOP_BY_HOP and not name.startswith(NOT_PASSED_ON)

@@ -50,6 +50,9 @@ FAULTS = {"generation", "incomplete_generation", "incomplete_generation_stream"}
 FAULT_TEXTS = ("Request failed during generation", "Incomplete generation")
 OVERLOAD_TEXT = "Model is overloaded"
 
+Read = tuple[bytes, dict[str, Any]]
+"""An event's data, and what that is as JSON."""
+
 
 class TgiDialect:
     name = "tgi"
@@ -180,8 +183,9 @@ class TgiDialect:
 
     def ending(self, path: str, last_events: bytes) -> Ending:
         last = [sse.payload(event) for event in sse.events(last_events)[-3:]]
-        is_openai = path.startswith("/v1/") or any(map(_is_openai, last))
-        return _openai_ending(last) if is_openai else _tgi_ending(last)
+        read = [(data, parsed(data)) for data in last]
+        is_openai = path.startswith("/v1/") or any(_is_openai(*one) for one in read)
+        return _openai_ending(read) if is_openai else _tgi_ending(read)
 
     def transcript(self, call: Call, info: EngineInfo, *, seeded: bool) -> Transcript:
         values = parsed(call.body)
@@ -217,15 +221,15 @@ def _manner(version: tuple[int, ...], *, is_chat: bool) -> Manner:
     )
 
 
-def _tgi_ending(last: list[bytes]) -> Ending:
+def _tgi_ending(last: list[Read]) -> Ending:
     """The last event carries `generated_text`; details only if they were asked for.
 
     Of two error events (best_of on a stream) the first one says what is wrong.
     """
-    for data in last:
-        if parsed(data).get("error") is not None:
+    for data, event in last:
+        if event.get("error") is not None:
             return Ending(is_whole=True, error=_in_band(data))
-    event = parsed(last[-1]) if last else {}
+    event = last[-1][1] if last else {}
     if event.get("generated_text") is None:
         return Ending(is_whole=False)
     details = an_object(event.get("details"))
@@ -237,20 +241,19 @@ def _tgi_ending(last: list[bytes]) -> Ending:
     )
 
 
-def _is_openai(data: bytes) -> bool:
+def _is_openai(data: bytes, chunk: dict[str, Any]) -> bool:
     """/invocations streams in the shape of the body it was asked with."""
-    return data == b"[DONE]" or "choices" in parsed(data)
+    return data == b"[DONE]" or "choices" in chunk
 
 
-def _openai_ending(last: list[bytes]) -> Ending:
+def _openai_ending(last: list[Read]) -> Ending:
     """Whole with [DONE] (from 2.2.0), a finish reason, or the usage chunk after it."""
     is_whole, others = False, 0
     usage: Mapping[str, Any] = {}
-    for data in last:
+    for data, chunk in last:
         if data == b"[DONE]":
             is_whole, others = True, others + 1
             continue
-        chunk = parsed(data)
         if chunk.get("error") is not None:
             return Ending(is_whole=True, error=_in_band(data))
         usage = an_object(chunk.get("usage")) or usage
@@ -264,7 +267,7 @@ def _openai_ending(last: list[bytes]) -> Ending:
         prompt_tokens=count(usage, "prompt_tokens"),
         generated_tokens=count(usage, "completion_tokens"),
         other_events=others,
-        is_last_word=last[-1:] == [b"[DONE]"],
+        is_last_word=bool(last) and last[-1][0] == b"[DONE]",
     )
 
 
