@@ -20,7 +20,7 @@ from router.lease import Lease, Outcome, Report
 from router.policies import Policy
 from router.pool import Pool
 from router.replica import Replica
-from router.request_queue import RequestQueue, Ticket
+from router.request_queue import LOOK_AHEAD, RequestQueue, Ticket
 from router.retry import Attempts, RetryBudget
 from router.speed import Speeds
 from router.work_rate import WorkRate
@@ -243,7 +243,8 @@ class Dispatcher:
     def _next(self) -> tuple[Ticket, Replica] | None:
         """
         1. the head, when a replica has room for it;
-        2. else one of the few behind it, on any replica that is not kept for the head.
+        2. else one of the few behind it, on any replica that is not kept for the head;
+        3. the head after all, when these had all rather wait for a faster one: it shall not idle.
         """
         if not len(self.queue) or not self.pool.has_place:
             return None
@@ -256,6 +257,9 @@ class Dispatcher:
             replica = self._choose(ticket.call, ticket.cost, ticket.excluded, kept=kept)
             if replica is not None:
                 return ticket, replica
+        if len(self.queue) > LOOK_AHEAD and self.policy.weighs_speed and self._speeds.are_mixed:
+            replica = self._choose(head.call, head.cost, head.excluded, is_patient=False)
+            return (head, replica) if replica is not None else None
         return None
 
     def _for_head(self, head: Ticket) -> Replica | None:
@@ -264,10 +268,17 @@ class Dispatcher:
             alive = [r for r in idle if r.health.confirmed_s >= head.enqueued_s]
             return alive[0] if alive else None
         is_patient = head.blocked_s is None or not self._is_overdue(head)
-        return self._choose(head.call, head.cost, head.excluded if is_patient else frozenset())
+        excluded = head.excluded if is_patient else frozenset[str]()
+        return self._choose(head.call, head.cost, excluded, is_patient=is_patient)
 
     def _choose(
-        self, call: Call, cost: Cost, excluded: frozenset[str], kept: Replica | None = None
+        self,
+        call: Call,
+        cost: Cost,
+        excluded: frozenset[str],
+        kept: Replica | None = None,
+        *,
+        is_patient: bool = True,
     ) -> Replica | None:
         candidates = [r for r in self.pool if r is not kept and r.takes(cost)]
         if excluded:
@@ -275,7 +286,14 @@ class Dispatcher:
             if not fresh and any(r.is_usable and r.id not in excluded for r in self.pool):
                 return None  # one that has not failed this call will have room
             candidates = fresh or candidates
-        return self.policy.choose(call, candidates, self._clock()) if candidates else None
+        choice = self.policy.choose(call, candidates, self._clock()) if candidates else None
+        if choice is not None and is_patient and self.policy.weighs_speed:
+            tokens, usual_tokens = cost.expected_tokens, self._work.usual_tokens
+            if self._speeds.is_too_long(choice, candidates, tokens, usual_tokens):
+                at_s = self._clock() + self._overtake_s  # by then it has waited for long enough
+                self._deadlines.add(at_s, self, Dispatcher.pump)
+                return None
+        return choice
 
     def _kept_for(self, head: Ticket) -> Replica | None:
         """The replica that is kept free for a head which has been passed for long enough."""
@@ -296,9 +314,12 @@ class Dispatcher:
 
     def _is_overdue(self, head: Ticket) -> bool:
         """It has stood at the head for as long as others may pass it."""
-        overtake_s = min(self._config.max_overtake_s, self._service_s * OVERTAKE_SHARE)
         since_s = head.blocked_s if head.blocked_s is not None else self._clock()
-        return self._clock() - since_s >= overtake_s
+        return self._clock() - since_s >= self._overtake_s
+
+    @property
+    def _overtake_s(self) -> float:
+        return min(self._config.max_overtake_s, self._service_s * OVERTAKE_SHARE)
 
     # ---- leases ----
 
@@ -400,6 +421,8 @@ class Dispatcher:
             return "every replica was full"
         if all(replica.id in ticket.excluded for replica in free):
             return "only replicas that had failed it had room"
+        if len(self.queue) == 1:
+            return "a faster replica will soon have room"
         return "others were waiting already"
 
     def _ticket(self, call: Call, attempts: Attempts, *, is_retry: bool) -> Ticket:

@@ -64,6 +64,11 @@ class WorkRate:
         stay_s = self._token_seconds / max(1.0, self._tokens)
         return self._in_flight_tokens / max(1e-6, stay_s)
 
+    @property
+    def usual_tokens(self) -> float:
+        """What calls are expected to produce; 0.0 while that is not known."""
+        return self._expected_tokens if self.is_known else 0.0
+
     def service_s(self, expected_tokens: int) -> float:
         """How long a call of that length is likely to take; 0.0 while that is not known."""
         if not self.is_known:

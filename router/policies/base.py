@@ -10,6 +10,9 @@ from router.replica import Replica
 class Policy(Protocol):
     """Chooses; holds at most a cursor of its own and never writes to a replica."""
 
+    weighs_speed: bool
+    """A long call may wait for a faster replica than the one that has room."""
+
     def choose(self, call: Call, candidates: Sequence[Replica], now_s: float) -> Replica | None:
         """One of the candidates, all of which have room, or None: rather wait."""
         ...

@@ -9,13 +9,14 @@ from operator import attrgetter
 from router.call import Call
 from router.policies.base import Turns
 from router.replica import Replica
+from router.speed import NEARLY
 
-NEARLY = 1.2
-"""So much longer is as good."""
 RANK, CROWD = attrgetter("rank"), attrgetter("crowd")
 
 
 class ExpectedFinish:
+    weighs_speed = True
+
     def __init__(self) -> None:
         self._turns = Turns()
 

@@ -8,6 +8,8 @@ from router.replica import Replica
 
 
 class LeastRequests:
+    weighs_speed = False
+
     def __init__(self) -> None:
         self._turns = Turns()
 

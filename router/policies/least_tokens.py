@@ -15,6 +15,8 @@ def token_load(replica: Replica) -> tuple[float, int]:
 
 
 class LeastTokens:
+    weighs_speed = False
+
     def __init__(self) -> None:
         self._turns = Turns()
 

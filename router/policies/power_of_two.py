@@ -9,6 +9,8 @@ from router.replica import Replica
 
 
 class PowerOfTwo:
+    weighs_speed = False
+
     def __init__(self, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()
 

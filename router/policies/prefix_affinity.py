@@ -19,6 +19,8 @@ LOAD_BOUND = 1.25
 
 
 class PrefixAffinity:
+    weighs_speed = False
+
     def __init__(self) -> None:
         self._turns = Turns()
 

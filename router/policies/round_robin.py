@@ -7,6 +7,8 @@ from router.replica import Replica
 
 
 class RoundRobin:
+    weighs_speed = False
+
     def __init__(self) -> None:
         self._last_id = ""
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,14 +45,32 @@ class Setup:
     """The relay's or the router's; None when going direct."""
 
 
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The stand-ins."""
+
+    replicas: int = REPLICAS
+    interval_ms: int = 20
+    batch: int | None = None
+    """Calls that each one says it runs at a time; None: it does not say."""
+
+    @property
+    def argv(self) -> list[str]:
+        named = [f"--replicas={self.replicas}", f"--interval-ms={self.interval_ms}"]
+        return [*named, *([] if self.batch is None else [f"--batch={self.batch}"])]
+
+
 @contextlib.contextmanager
-def running(target: str, interval_ms: int) -> Iterator[Setup]:
-    """Stand-ins and, unless the target is `direct`, the relay or a router in front of them."""
+def running(target: str, engines: Engines, options: Sequence[str] = ()) -> Iterator[Setup]:
+    """Stand-ins and, unless the target is `direct`, the relay or a router in front of them.
+
+    `options`: more of the router's.
+    """
     where = machine.cores()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleet-bench-")))
-        argv = ["tests.bench.stand_in", "--replicas", f"{REPLICAS}", "--interval-ms"]
-        stand_in = Child(where.load, [*argv, f"{interval_ms}"], folder / "stand-in")
+        argv = ["tests.bench.stand_in", *engines.argv]
+        stand_in = Child(where.load, argv, folder / "stand-in")
         stack.callback(stand_in.stop)
         ports = stand_in.ports()
         if target == DIRECT:
@@ -60,11 +78,12 @@ def running(target: str, interval_ms: int) -> Iterator[Setup]:
             return
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=4096))
         make = _relay_argv if target == RELAY else _router_argv
-        argv = make(listener.fileno(), ports)
+        argv = [*make(listener.fileno(), ports), *options]
         middle = Child(where.router, argv, folder / target, listener.fileno())
         stack.callback(middle.stop)
         port = listener.getsockname()[1]
-        middle.wait_until(lambda: _serves(port, all_told=target == ROUTER))
+        told = engines.replicas if target == ROUTER else 0
+        middle.wait_until(lambda: _serves(port, told))
         yield Setup([port], stand_in.pid, middle.pid)
 
 
@@ -178,12 +197,12 @@ def _router_argv(fd: int, ports: list[int]) -> list[str]:
     return ["router", f"--fd={fd}", *urls]
 
 
-def _serves(port: int, *, all_told: bool) -> bool:
-    """A call is answered; with `all_told`, every replica has also told the router its limits."""
+def _serves(port: int, told: int) -> bool:
+    """A call is answered, and so many replicas have told the router their limits."""
     try:
-        if all_told:
+        if told:
             info = json.loads(_fetched(port, "GET", "/info"))
-            if info["max_batch_total_tokens"] < REPLICAS * wire.TOLD_TOKENS:
+            if info["max_batch_total_tokens"] < told * wire.TOLD_TOKENS:
                 return False
         body = json.dumps(
             {"inputs": "warm-up call", "parameters": {"max_new_tokens": 1, "details": False}},

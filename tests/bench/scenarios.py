@@ -10,7 +10,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
-from tests.bench.processes import DIRECT, RELAY, ROUTER, TARGETS, load, running, wait_until_quiet
+from tests.bench.processes import (
+    DIRECT,
+    RELAY,
+    ROUTER,
+    TARGETS,
+    Engines,
+    load,
+    running,
+    wait_until_quiet,
+)
 
 EXTRA_TIMEOUT_S = 60.0
 
@@ -292,7 +301,7 @@ def _disturbance(run: Run) -> float:
 
 
 def _run(load_: Load, target: str, repetition: int, size: Size) -> Run:
-    with running(target, load_.interval_ms) as setup:
+    with running(target, Engines(interval_ms=load_.interval_ms)) as setup:
         arguments = load_.arguments(size)
         told = load(setup, arguments, size.warm_s + size.seconds + EXTRA_TIMEOUT_S)
     cpu_s, seconds = told["cpu_s"], told["seconds"]

@@ -1,6 +1,6 @@
 """Stands in for replicas: TGI's routes at the least cost that keeps the protocol.
 
-    python -m tests.bench.stand_in --replicas 4 --interval-ms 20
+    python -m tests.bench.stand_in --replicas 4 --interval-ms 20 [--batch 16]
 
 One process listens on one port per replica and prints them. Unary calls are answered at once;
 streams get `max_new_tokens` events, one per interval, each in a write of its own. It never
@@ -20,11 +20,17 @@ TICK_S = 0.001
 SPREAD = 617
 """Prime and near the golden ratio of 1000: few streams are spread over the wheel, too."""
 CONTENT_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-PAGES = {
-    b"/health": (b"", b"text/plain"),
-    b"/info": (wire.INFO, b"application/json"),
-    b"/metrics": (wire.METRICS, b"text/plain"),
-}
+Pages = dict[bytes, tuple[bytes, bytes]]
+
+
+def pages(batch: int | None) -> Pages:
+    """What is to be seen of an engine; `batch`: the calls it says it runs at a time."""
+    info = wire.INFO if batch is None else wire.INFO[:-1] + b',"max_batch_size":%d}' % batch
+    return {
+        b"/health": (b"", b"text/plain"),
+        b"/info": (info, b"application/json"),
+        b"/metrics": (wire.METRICS, b"text/plain"),
+    }
 
 
 class Stream:
@@ -85,8 +91,9 @@ class Pace:
 class Replica(asyncio.Protocol):
     """One connection of a client."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: Pace, pages: Pages) -> None:
         self._pace = pace
+        self._pages = pages
         self._transport: asyncio.Transport | None = None
         self._stream: Stream | None = None
         self._buffer = b""
@@ -124,7 +131,7 @@ class Replica(asyncio.Protocol):
             tag, tokens = _tag(data, body_start), _tokens(data, body_start)
             self._stream = Stream(self, tag, tokens)
             self._pace.join(self._stream)
-        elif page := PAGES.get(path):
+        elif page := self._pages.get(path):
             self._reply(b"200 OK", b"content-type: %b\r\n" % page[1], page[0])
         else:
             self._reply(b"404 Not Found", b"", b"")
@@ -144,12 +151,14 @@ def _tokens(data: bytes, start: int) -> int:
     return int(data[at : data.index(b",", at)])
 
 
-async def serve(replicas: int, interval_ms: int) -> None:
+async def serve(replicas: int, interval_ms: int, batch: int | None) -> None:
     loop = asyncio.get_running_loop()
-    pace = Pace(loop, interval_ms)
+    pace, shown = Pace(loop, interval_ms), pages(batch)
     ports = []
     for _ in range(replicas):
-        server = await loop.create_server(lambda: Replica(pace), "127.0.0.1", 0, backlog=4096)
+        server = await loop.create_server(
+            lambda: Replica(pace, shown), "127.0.0.1", 0, backlog=4096
+        )
         ports.append(server.sockets[0].getsockname()[1])
     print(*ports, flush=True)
     await asyncio.Event().wait()
@@ -159,8 +168,9 @@ def main() -> None:
     options = argparse.ArgumentParser(description="Replicas that cost next to nothing.")
     options.add_argument("--replicas", type=int, default=4)
     options.add_argument("--interval-ms", type=int, default=20)
+    options.add_argument("--batch", type=int, help="calls each one says it runs at a time")
     given = options.parse_args()
-    uvloop.run(serve(given.replicas, given.interval_ms))
+    uvloop.run(serve(given.replicas, given.interval_ms, given.batch))
 
 
 if __name__ == "__main__":

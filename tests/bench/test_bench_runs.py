@@ -61,3 +61,19 @@ def test_the_overload_bench_runs_and_every_call_is_served_or_honestly_refused():
     for scene in ("1x", "2x", "3x", "half full", "3x, one floods"):
         row = next(line for line in lines if line.startswith(f"| {scene} |"))
         assert any(char.isdigit() for char in row.removeprefix(f"| {scene} |"))
+
+
+def test_the_growth_bench_runs_and_no_call_was_wrong():
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.growth", "--quick", "--waiting=200"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[-1] == "errors: 0"
+    for case in ("4 replicas", "64 replicas", "4 replicas, 200 calls waiting"):
+        row = next(line for line in lines if line.startswith(f"| {case} |"))
+        assert row.endswith("x |")
