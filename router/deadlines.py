@@ -1,8 +1,9 @@
 """When it is too late for something: one timer for all of them, as nearly none is ever reached.
 
-A wheel of short spans of time, each with who is to be told once it is over. To put one in and to
-take it out are each a step in a dictionary, where a timer of the loop is ten. Nobody is told early;
-how late at the most is a span: `SPAN_S`, or `FAR_SPAN_S` for what lies further ahead than `FAR_S`.
+A wheel of spans of time, each with who is to be told once it is over. To put one in and to take it
+out are each a step in a dictionary, where a timer of the loop is ten. Nobody is told early. How
+late at the most: by two spans of `SPAN_S`, or by a `LATE_SHARE` of the time ahead, if that is more;
+so there are at most some two thousand spans to be kept, however far off the deadlines are.
 """
 
 import asyncio
@@ -12,10 +13,9 @@ from typing import Any
 
 SPANS_PER_S = 64
 SPAN_S = 1 / SPANS_PER_S
-FAR_S = 10.0
-FAR_SPANS = 8
-"""Spans in a far one; a power of two."""
-FAR_SPAN_S = FAR_SPANS / SPANS_PER_S
+LATE_SHARE = 1 / 128
+LATE_BITS = 8
+"""Of the number of spans ahead that count: the others are made zero, upwards."""
 
 TIMER_SPANS = 0.1
 """By so much a timer of the loop may be early: they count in milliseconds."""
@@ -43,8 +43,9 @@ class Deadlines:
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         span = int(at_s * SPANS_PER_S + TIMER_SPANS) + 1
-        if at_s - loop.time() > FAR_S:
-            span = (span | (FAR_SPANS - 1)) + 1
+        rough = int((at_s - loop.time()) * SPANS_PER_S).bit_length() - LATE_BITS
+        if rough > 0:
+            span = -(-span >> rough) << rough
         place = self._places.get(span)
         if place is None:
             place = self._places[span] = {}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from router.call import Call, Cost
+from router.choosing import Choosing
 from router.config import QueueConfig, RetryConfig
 from router.deadlines import Deadlines
 from router.door import MIN_QUEUE_CALLS, Door
@@ -20,13 +21,10 @@ from router.lease import Lease, Outcome, Report
 from router.policies import Policy
 from router.pool import Pool
 from router.replica import Replica
-from router.request_queue import LOOK_AHEAD, RequestQueue, Ticket
+from router.request_queue import RequestQueue, Ticket
 from router.retry import Attempts, RetryBudget
 from router.speed import Speeds
 from router.work_rate import WorkRate
-
-OVERTAKE_SHARE = 0.25
-"""Of a service time: then a kept replica has time to empty, and all is over within two of them."""
 
 
 class Observer(Protocol):
@@ -57,26 +55,25 @@ class Dispatcher:
         """`weights` by tenant; 1.0 where none is given. `budget`: what may be spent on retries."""
         self.pool = pool
         self.queue = RequestQueue(MIN_QUEUE_CALLS, config.max_bytes, weights)
-        self.policy = policy
         self.open_leases = 0
         self.budget = budget or RetryBudget(RetryConfig().budget_share)
-        self._config = config
         self._observer = observer
         self._clock = clock
         self._deadlines = deadlines or Deadlines()
         self._work = WorkRate()
         self._speeds = Speeds(pool)
         self._door = Door(pool, self.queue, self._work, config, observer, clock)
-        self._service_s = 1.0
-        self._reserved: tuple[Ticket, Replica] | None = None
+        self.choosing = Choosing(
+            pool, self.queue, policy, self._speeds, self._work, config, self._look_again, clock
+        )
         self._accounted_s = clock()
         self._is_pumping = False
         pool.changed = self.pump
 
     def use(self, config: QueueConfig, weights: Mapping[str, float]) -> None:
         """Calls that wait already keep their places and their deadlines."""
-        self._config = config
         self._door.use(config)
+        self.choosing.use(config)
         self.queue.use(config.max_bytes, weights)
 
     async def acquire(
@@ -130,13 +127,14 @@ class Dispatcher:
         ticket.deadline_s = call.deadline_s
         if not is_retry or (attempts.was_shed and not attempts.has_failed):
             ticket.deadline_s = min(call.deadline_s, call.queue_deadline_s)
-        ticket.place = self._deadlines.add(ticket.deadline_s, ticket, self._too_late)
+        ticket.deadline_place = self._deadlines.add(ticket.deadline_s, ticket, self._too_late)
         self._pump()
         return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
         """Nobody waits for it any more; what it was granted meanwhile is given back."""
         grant = ticket.grant
+        self._account()
         if not grant.done():
             grant.cancel()
         elif not grant.cancelled() and grant.exception() is None:
@@ -146,15 +144,19 @@ class Dispatcher:
 
     def _too_late(self, ticket: Ticket) -> None:
         """Its time is over."""
+        self._account()
         if not ticket.grant.done():
             ticket.grant.set_exception(self._door.timed_out(ticket))
         if self._leave(ticket):
             self.pump()
 
     def _leave(self, ticket: Ticket) -> bool:
-        if self._reserved and self._reserved[0] is ticket:
-            self._reserved = None
+        self.choosing.keeps_for_no_more(ticket)
         return self.queue.leave(ticket)
+
+    def _look_again(self, at_s: float) -> None:
+        """Something may be decided otherwise then, though nothing else has changed."""
+        self._deadlines.add(at_s, self, Dispatcher.pump)
 
     def release(self, lease: Lease, outcome: Outcome, report: Report) -> None:
         """Ends a lease, learns from it and lets the next calls in. A second time does nothing."""
@@ -184,7 +186,7 @@ class Dispatcher:
         """A stream began: the engine runs the call, so there may be room for more."""
         before, now_s = lease.replica.room.requests, self._clock()
         lease.replica.pace.first_token(lease, now_s, now_s - lease.granted_s)
-        lease.replica.room.answered(None, lease.replica.load, self._service_s, now_s)
+        lease.replica.room.answered(None, lease.replica.load, self._work.lately_s, now_s)
         if lease.replica.room.requests > before:
             self.pump()
 
@@ -200,7 +202,7 @@ class Dispatcher:
             return
         self._is_pumping = True
         try:
-            while choice := self._next():
+            while choice := self.choosing.next():
                 self._grant_ticket(*choice)
             if not self.pool.can_come:
                 for ticket in self.queue:
@@ -211,7 +213,7 @@ class Dispatcher:
     @property
     def service_s(self) -> float:
         """How long a replica has a call, lately."""
-        return self._service_s
+        return self._work.lately_s
 
     def fail_waiting(self, error: Callable[[], RouterError]) -> None:
         """Ends every waiting call with an error of its own."""
@@ -223,8 +225,6 @@ class Dispatcher:
         if not ticket.grant.done():
             ticket.grant.set_exception(error)
 
-    # ---- choosing ----
-
     def at_once(self, call: Call) -> Lease | None:
         """For a call that comes in: the usual case, nobody waits and some replica has room."""
         if len(self.queue):
@@ -234,99 +234,17 @@ class Dispatcher:
     def _now(
         self, call: Call, cost: Cost, account: Account, excluded: frozenset[str]
     ) -> Lease | None:
-        replica = None if len(self.queue) else self._choose(call, cost, excluded)
+        replica = None if len(self.queue) else self.choosing.at_once(call, cost, excluded)
         if replica is None:
             return None
         self.queue.arrive(call, account)
         return self._lease(replica, call, cost, account, 0.0)
 
-    def _next(self) -> tuple[Ticket, Replica] | None:
-        """
-        1. the head, when a replica has room for it;
-        2. else one of the few behind it, on any replica that is not kept for the head;
-        3. the head after all, when these had all rather wait for a faster one: it shall not idle.
-        """
-        if not len(self.queue) or not self.pool.has_place:
-            return None
-        head = self.queue.head
-        assert head is not None
-        if replica := self._for_head(head):
-            return head, replica
-        kept = self._kept_for(head)
-        for ticket in self.queue.behind_head():
-            replica = self._choose(ticket.call, ticket.cost, ticket.excluded, kept=kept)
-            if replica is not None:
-                return ticket, replica
-        if len(self.queue) > LOOK_AHEAD and self.policy.weighs_speed and self._speeds.are_mixed:
-            replica = self._choose(head.call, head.cost, head.excluded, is_patient=False)
-            return (head, replica) if replica is not None else None
-        return None
-
-    def _for_head(self, head: Ticket) -> Replica | None:
-        if head.alone:
-            idle = [r for r in self.pool if r.is_usable and not r.load.requests]
-            alive = [r for r in idle if r.health.confirmed_s >= head.enqueued_s]
-            return alive[0] if alive else None
-        is_patient = head.blocked_s is None or not self._is_overdue(head)
-        excluded = head.excluded if is_patient else frozenset[str]()
-        return self._choose(head.call, head.cost, excluded, is_patient=is_patient)
-
-    def _choose(
-        self,
-        call: Call,
-        cost: Cost,
-        excluded: frozenset[str],
-        kept: Replica | None = None,
-        *,
-        is_patient: bool = True,
-    ) -> Replica | None:
-        candidates = [r for r in self.pool if r is not kept and r.takes(cost)]
-        if excluded:
-            fresh = [r for r in candidates if r.id not in excluded]
-            if not fresh and any(r.is_usable and r.id not in excluded for r in self.pool):
-                return None  # one that has not failed this call will have room
-            candidates = fresh or candidates
-        choice = self.policy.choose(call, candidates, self._clock()) if candidates else None
-        if choice is not None and is_patient and self.policy.weighs_speed:
-            tokens, usual_tokens = cost.expected_tokens, self._work.usual_tokens
-            if self._speeds.is_too_long(choice, candidates, tokens, usual_tokens):
-                at_s = self._clock() + self._overtake_s  # by then it has waited for long enough
-                self._deadlines.add(at_s, self, Dispatcher.pump)
-                return None
-        return choice
-
-    def _kept_for(self, head: Ticket) -> Replica | None:
-        """The replica that is kept free for a head which has been passed for long enough."""
-        if head.blocked_s is None:
-            head.blocked_s = self._clock()
-        ticket, kept = self._reserved or (None, None)
-        if kept and ticket is head and kept.is_usable and self.pool.get(kept.id) is kept:
-            return kept
-        if not head.alone and not self._is_overdue(head):
-            return None
-        usable = [r for r in self.pool if r.is_usable]
-        if not usable:
-            return None
-        fresh = [r for r in usable if r.id not in head.excluded]
-        emptiest = min(fresh or usable, key=lambda r: (r.load.tokens, r.load.requests))
-        self._reserved = (head, emptiest)
-        return emptiest
-
-    def _is_overdue(self, head: Ticket) -> bool:
-        """It has stood at the head for as long as others may pass it."""
-        since_s = head.blocked_s if head.blocked_s is not None else self._clock()
-        return self._clock() - since_s >= self._overtake_s
-
-    @property
-    def _overtake_s(self) -> float:
-        return min(self._config.max_overtake_s, self._service_s * OVERTAKE_SHARE)
-
     # ---- leases ----
 
     def _grant_ticket(self, ticket: Ticket, replica: Replica) -> None:
         self.queue.take(ticket)
-        if self._reserved and self._reserved[0] is ticket:
-            self._reserved = None
+        self.choosing.keeps_for_no_more(ticket)
         if ticket.grant.done():  # it stopped waiting and has not run yet
             return
         now_s = self._clock()
@@ -382,8 +300,7 @@ class Dispatcher:
             return
         replica.served += 1
         self._work.served(expected_tokens, service_s)
-        self._service_s += 0.1 * (service_s - self._service_s)
-        replica.room.answered(report.engine_wait_s, replica.load, self._service_s, now_s)
+        replica.room.answered(report.engine_wait_s, replica.load, self._work.lately_s, now_s)
         tokens = report.generated_tokens or expected_tokens
         seconds = report.between_tokens_s * tokens if report.between_tokens_s else service_s
         self._speeds.seen(replica, seconds, tokens, now_s)

@@ -160,12 +160,12 @@ class Exchange:
         self._takes_doubts, self._is_doubted = doubt_at_s is not None, False
         self.doubt_at_s = inf if doubt_at_s is None else doubt_at_s
         self._limit = limit or NO_LIMIT
-        self._await()
+        self._await_reply()
         try:
             while self.error is None and not self.is_ready and not self._is_doubted:
                 await self._woken()
         finally:
-            self._await_no_more()
+            self._forget_deadline()
         if self.error is not None:
             raise self.error
 
@@ -173,14 +173,14 @@ class Exchange:
         """Calls `news` whenever there are any, instead of having somebody wait in `opened` and in
         `forwarded`."""
         self._news, self._takes_doubts, self._limit = news, True, limit
-        self._await()
+        self._await_reply()
 
     def tell_no_more(self) -> None:
         self._news = None
         if self._sink is None:
-            self._await_no_more()
+            self._forget_deadline()
 
-    def _await(self) -> None:
+    def _await_reply(self) -> None:
         """A reply, until it is in doubt or too late for one."""
         at_s = min(self._limit[0], self.doubt_at_s)
         if at_s < inf:
@@ -190,12 +190,12 @@ class Exchange:
         """It is one or the other."""
         if self._loop.time() < self._limit[0]:
             self.doubt_at_s = inf
-            self._await()
+            self._await_reply()
             self.doubt()
         else:
             self.on_failure(self._limit[1]())
 
-    def _await_no_more(self) -> None:
+    def _forget_deadline(self) -> None:
         if self._place is not None:
             self._place.pop(self, None)
             self._place = None
@@ -223,7 +223,7 @@ class Exchange:
         if self._sink is None:
             self._notify()
         elif self._place is not None and not self._is_ending:
-            self._await_no_more()
+            self._forget_deadline()
             self._watch()
 
     def first_event(self) -> bytes:
@@ -239,7 +239,7 @@ class Exchange:
         `silence_s`: how long the replica may send nothing, at the moment.
         """
         self._sink, self._silence_s, self._deadline_s = sink, silence_s, deadline_s
-        self._await_no_more()
+        self._forget_deadline()
         self._watch()
         held, self._held, self._has_first_event = b"".join(self._held), [], False
         if held:
@@ -285,7 +285,7 @@ class Exchange:
     def close(self) -> None:
         """Ends it whatever its state; an unfinished one closes its connection."""
         self._news = None
-        self._await_no_more()
+        self._forget_deadline()
         self._running.discard(self)
         self._connection.ended(self)
 
@@ -356,7 +356,7 @@ class Exchange:
 
     def _end_soon(self, failure: RouterError) -> None:
         self._is_ending = True
-        self._await_no_more()
+        self._forget_deadline()
         self._limit = self._loop.time() + LAST_WORDS_S, lambda: failure
         self._place = self._deadlines.add(self._limit[0], self, Exchange._look)
 

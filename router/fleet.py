@@ -140,7 +140,7 @@ class Fleet:
             dispatcher.use(config.queue, self._weights)
             dispatcher.budget.share = config.retries.budget_share
             if is_other_policy:
-                dispatcher.policy = POLICIES[config.policy]()
+                dispatcher.choosing.policy = POLICIES[config.policy]()
 
     def __iter__(self) -> Iterator[Dispatcher]:
         return iter(self._dispatchers.values())

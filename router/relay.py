@@ -186,11 +186,11 @@ def error_headers(record: Record, error: RouterError) -> Fields:
 
 
 def _passed_back(head: Head) -> bytes:
-    fields = head.fields
+    told = head.fields
     if named := head.get(b"connection"):
         hop = {name.strip().lower() for name in named.split(b",")}
-        fields = [field for field in fields if field[0] not in hop]
-    return b"".join([b"%b: %b\r\n" % field for field in fields if _is_passed(field[0])])
+        told = [field for field in told if field[0] not in hop]
+    return b"".join([b"%b: %b\r\n" % field for field in told if _is_passed(field[0])])
 
 
 @lru_cache(maxsize=256)

@@ -39,8 +39,8 @@ class Speed:
     seconds: float = 0.0
     tokens: float = 0.0
     is_news: bool = False
-    each_s: float = 1.0
-    """What a token takes it, without a crowd."""
+    each_s: float = 0.0
+    """What a token takes it, without a crowd; 0.0 while nobody has looked."""
 
 
 @dataclass(eq=False, slots=True)

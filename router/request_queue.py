@@ -57,8 +57,9 @@ class Ticket:
     blocked_s: float | None = None
     deadline_s: float = inf
     """So long it may wait."""
-    place: Place | None = None
-    """Where that stands."""
+    deadline_place: Place | None = None
+    patient_until_s: float | None = None
+    """So long it waits for a faster replica than the one that has room; None: none was slow."""
     tokens: float = field(init=False)
     """What its turn will be charged."""
 
@@ -160,8 +161,8 @@ class RequestQueue:
         is_first = self._first.pop(id(ticket), None) is not None
         if not is_first and not self._lanes[ticket.call.priority].leave(ticket):
             return False
-        if ticket.place is not None:
-            ticket.place.pop(ticket, None)
+        if ticket.deadline_place is not None:
+            ticket.deadline_place.pop(ticket, None)
         account, size = ticket.account, len(ticket.call.body)
         account.users -= 1
         places = self.places[account.tenant]

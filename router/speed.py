@@ -77,26 +77,29 @@ class Speeds:
             self._look(now_s)
 
     def is_too_long(
-        self, choice: Replica, room: Container[Replica], tokens: float, usual_tokens: float
+        self, choice: Replica, free: Container[Replica], tokens: float, usual_tokens: float
     ) -> bool:
         """Whether a call of so many tokens had better wait for a faster replica than the choice.
 
-        `room`: the replicas that have some for it.
+        `free`: the replicas that have room for it; `usual_tokens`: 0.0 while that is not known.
         """
-        slower = choice.speed.each_s / self._fastest_s if self._fastest_s else 1.0
+        if not self._fastest_s or not usual_tokens:
+            return False
+        slower = choice.speed.each_s / self._fastest_s
         if slower <= NEARLY or tokens * slower <= LONG * usual_tokens:
             return False
         most_s = NEARLY * self._fastest_s
         fast = [one for one in self._replicas if one.is_usable and one.speed.each_s <= most_s]
-        if any(one in room for one in fast):
+        if any(one in free for one in fast):
             return False  # it is so full that the choice is no slower
         return sum(one.load.requests for one in fast) >= SOON_CALLS
 
     @property
     def are_mixed(self) -> bool:
         """Some are slower than others."""
-        return any(
-            one.is_usable and one.speed.each_s > NEARLY * self._fastest_s for one in self._replicas
+        most_s = NEARLY * self._fastest_s
+        return most_s > 0.0 and any(
+            one.is_usable and one.speed.each_s > most_s for one in self._replicas
         )
 
     def _look(self, now_s: float) -> None:

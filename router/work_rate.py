@@ -9,6 +9,8 @@ FIRST_CALLS = 10
 """Finished calls after which estimates may be used against a client."""
 WEIGHT = 0.02
 """Of a call in the running means, once there are many."""
+LATELY = 0.1
+"""Of a call in what is said of the last few."""
 LEAST_DRIFT = 1.02
 """The quickest call is forgotten by a factor of two within 35 slower ones."""
 
@@ -17,6 +19,8 @@ class WorkRate:
     def __init__(self) -> None:
         self.calls = 0
         """Finished so far."""
+        self.lately_s = 1.0
+        """How long a replica has a call, lately."""
         self._in_flight_tokens = 0.0
         self._tokens = 1.0
         self._token_seconds = 1.0
@@ -53,6 +57,7 @@ class WorkRate:
         self._service_s += weight * (whole_s - self._service_s)
 
     def served(self, expected_tokens: int, service_s: float) -> None:
+        self.lately_s += LATELY * (service_s - self.lately_s)
         s_per_token = service_s / max(1, expected_tokens)
         self._least_s_per_token = min(self._least_s_per_token * LEAST_DRIFT, s_per_token)
 

@@ -17,6 +17,7 @@ DECIDING = [
     "apis",
     "dialects",
     "dispatcher",
+    "choosing",
     "request_queue",
     "retry",
     "policies",

@@ -71,7 +71,7 @@ def allow_files(wanted: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + SPARE_FILES
     if hard != resource.RLIM_INFINITY and hard < needed:
-        most = hard - SPARE_FILES - CALLERS
+        most = hard - SPARE_FILES - 2 * CALLERS
         raise BenchError(f"{needed} open files are needed, {hard} allowed: try --waiting {most}")
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

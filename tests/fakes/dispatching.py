@@ -17,6 +17,7 @@ from router.lease import Lease, Outcome, Report
 from router.policies import POLICIES
 from router.pool import Member, Pool
 from router.replica import Replica
+from router.request_queue import LOOK_AHEAD
 from router.retry import Attempts
 
 
@@ -220,7 +221,7 @@ class World:
         usable = [replica for replica in self.pool if replica.is_usable]
         idle = [r for r in usable if not r.load.requests and not r.room.is_paused]
         queue = self.dispatcher.queue
-        suspect, kept = self.dispatcher._reserved or (None, None)
+        suspect, kept = self.dispatcher.choosing.kept or (None, None)
         if suspect is queue.head and suspect.alone and kept in idle:
             assert kept.health.confirmed_s < suspect.enqueued_s
             idle.remove(kept)
@@ -230,8 +231,25 @@ class World:
                 if ticket.alone:
                     assert replica.health.confirmed_s < ticket.enqueued_s
                     continue
+                if self._is_patient(ticket, replica):
+                    continue
                 assert replica.id in ticket.excluded
                 assert others
+
+    def _is_patient(self, ticket, replica):
+        """It waits for a faster one, not for long, and not because others do not get their turn."""
+        dispatcher, now_s = self.dispatcher, self.clock()
+        if not dispatcher.choosing.policy.weighs_speed or ticket.patient_until_s is None:
+            return False
+        free = [one for one in self.pool if one.takes(ticket.cost)]
+        usual_tokens = dispatcher._work.usual_tokens
+        return (
+            now_s < ticket.patient_until_s
+            and len(dispatcher.queue) <= LOOK_AHEAD
+            and dispatcher._speeds.is_too_long(
+                replica, free, ticket.cost.expected_tokens, usual_tokens
+            )
+        )
 
     def check_at_rest(self):
         dispatcher = self.dispatcher

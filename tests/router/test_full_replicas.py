@@ -32,7 +32,7 @@ async def test_a_full_replica_gets_the_call_again_when_its_pause_is_over(app, wi
     rig = await app(
         2, entries={"max_requests": 1}, queue={"max_overtake_s": 3600}, policy="round_robin"
     )
-    rig.dispatcher._service_s = 1000.0  # a head stays patient far beyond this test's deadline
+    rig.dispatcher._work.lately_s = 1000.0  # a head stays patient far beyond this test's deadline
     full, busy = rig.replicas
     busy.otherwise = [wire.STALL]
     holder = await rig.client()

@@ -4,8 +4,9 @@ import asyncio
 
 import pytest
 
-from router.dispatcher import OVERTAKE_SHARE
+from router.choosing import OVERTAKE_SHARE
 from router.lease import Report
+from router.policies import POLICIES
 from router.request_queue import LOOK_AHEAD
 from router.retry import Attempts
 
@@ -157,21 +158,93 @@ async def test_other_policies_take_whoever_has_room(mixed, policy):
     assert (await fleet.one.acquire(new_tokens=LONG)).replica.id == "slow"
 
 
-async def test_with_room_on_a_fast_one_it_goes_there(mixed):
+async def test_so_long_it_waits_whoever_waits_before_it(mixed, settle):
+    """Each of several has its own patience, from when it first could have had the slow one."""
     fleet = await mixed()
-    assert (await fleet.one.acquire(new_tokens=LONG)).replica.id != "slow"
+    await fleet.fill("f0", "f1")
+    began_s = fleet.one.clock()
+    leases = await asyncio.gather(*(fleet.one.waiting(new_tokens=LONG) for _ in range(4)))
+    assert {lease.replica.id for lease in leases} == {"slow"}
+    most_s = OVERTAKE_SHARE * fleet.one.dispatcher.service_s
+    assert 0.0 < fleet.one.clock() - began_s <= most_s + 0.05
+
+
+async def test_a_retry_does_not_wait_for_those_that_failed_it(mixed):
+    fleet = await mixed()
+    held = await fleet.fill("f0", "f1")
+    fleet.one.end(held["f0"].pop())
+    fleet.one.end(held["f1"].pop())
+    tried = Attempts(count=2, excluded=frozenset({"f0", "f1"}))
+    lease = await fleet.one.acquire(attempts=tried, is_retry=True, new_tokens=LONG)
+    assert lease.replica.id == "slow"
+
+
+async def test_while_little_is_known_nobody_waits(world):
+    """Neither how long calls usually are, nor who is how fast."""
+    one = world(policy="expected_finish")
+    one.add("f0", "f1", "slow", requests=4)
+    leases = [await one.acquire(new_tokens=LONG) for _ in range(8)]
+    for lease in leases:
+        await asyncio.sleep(2.0)
+        one.end(lease)
+    for _ in range(12):
+        lease = await asyncio.wait_for(one.acquire(new_tokens=50 * LONG), 1e-3)
+        assert lease.waited_s == 0.0
+
+
+async def test_a_replica_that_just_came_is_not_taken_for_slow(mixed):
+    fleet = await mixed()
+    await fleet.fill("f0", "f1", "slow")
+    fleet.one.add("new")
+    assert (await fleet.one.acquire(new_tokens=LONG)).replica.id == "new"
+
+
+async def test_a_suspect_is_put_beside_nobody_however_many_wait(mixed, settle):
+    """The slow one is kept for it until that is empty, though it has room before."""
+    fleet = await mixed()
+    held = await fleet.fill("f0", "f1", "slow")
+    alone = Attempts(count=2, excluded=frozenset({"x"}), alone=True)
+    suspect = fleet.one.waiting(attempts=alone, is_retry=True)
+    await settle()
+    others = [fleet.one.waiting(new_tokens=LONG) for _ in range(LOOK_AHEAD + 4)]
+    await settle()
+    kept = fleet.one.dispatcher.choosing.kept
+    kept = kept[1].id if kept is not None else "slow"
+    for lease in held[kept][1:]:
+        fleet.one.end(lease)
+    assert not await is_granted(suspect, settle)
+    fleet.one.end(held[kept][0])
+    fleet.one.pool.ask_all()
+    await settle()
+    assert suspect.done()
+    assert fleet.one[kept].load.requests == 1
+    for task in others:
+        task.cancel()
+    await settle()
+
+
+async def test_a_call_that_waits_so_takes_the_slow_one_when_the_policy_is_changed(mixed, settle):
+    fleet = await mixed()
+    held = await fleet.fill("f0", "f1")
+    long = fleet.one.waiting(new_tokens=LONG)
+    assert not await is_granted(long, settle)
+    fleet.one.dispatcher.choosing.policy = POLICIES["least_requests"]()
+    fleet.one.dispatcher.pump()
+    assert await is_granted(long, settle)
+    assert (await long).replica.id == "slow"
+    assert len(held["f0"]) == 4
 
 
 async def test_of_a_full_fleet_the_last_call_is_done_sooner_for_it(mixed):
     """What it is for: the longest call is not still running on the slowest replica."""
-    fleet = await mixed()
     lengths = [20, 60, 100, 40, 400, 30, 80, 120, 50, 300] * 12
     took_s = {}
     for is_patient in (False, True):
-        fleet.one.dispatcher.policy.weighs_speed = is_patient
+        fleet = await mixed()
+        fleet.one.dispatcher.choosing.policy.weighs_speed = is_patient
         left = iter(lengths)
 
-        async def client(left=left):
+        async def client(left=left, fleet=fleet):
             for tokens in left:
                 await fleet.call(tokens)
 

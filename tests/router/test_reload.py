@@ -200,11 +200,11 @@ async def test_the_queue(reloading, wire, until):
 
 async def test_the_policy_only_where_it_is_another(reloading):
     rig, _, edit = await reloading(policy="round_robin")
-    before = rig.dispatcher.policy
+    before = rig.dispatcher.choosing.policy
     await edit(policy="round_robin", log_calls=False)
-    assert rig.dispatcher.policy is before
+    assert rig.dispatcher.choosing.policy is before
     await edit(policy="least_requests")
-    assert type(rig.dispatcher.policy).__name__ == "LeastRequests"
+    assert type(rig.dispatcher.choosing.policy).__name__ == "LeastRequests"
 
 
 async def test_the_call_log(reloading):
