@@ -59,7 +59,7 @@ class Choosing:
         2. else one of the few behind it, on any replica that is not kept for the head;
         3. the head after all, when these had all rather wait for a faster one: it shall not idle.
         """
-        if not len(self._queue) or not self._pool.has_place:
+        if not self._queue.count or not self._pool.has_place:
             return None
         head = self._queue.head
         assert head is not None
@@ -69,7 +69,7 @@ class Choosing:
         for ticket in self._queue.behind_head():
             if replica := self._for(ticket, ticket.excluded, kept):
                 return ticket, replica
-        if not head.alone and len(self._queue) > LOOK_AHEAD and self._are_patient:
+        if not head.alone and self._queue.count > LOOK_AHEAD and self._are_patient:
             replica, _ = self._choice(head.call, head.cost, head.excluded)
             return (head, replica) if replica is not None else None
         return None

@@ -98,11 +98,13 @@ class Connection(asyncio.Protocol):
             raise httptools.HttpParserError("more than one reply")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._head.status:
+        head = self._head
+        if head.status:
             return  # a trailer: it belongs to this connection, and must not pass for a head field
-        if len(self._head.fields) >= MAX_HEAD_FIELDS:
+        fields = head.fields
+        if len(fields) >= MAX_HEAD_FIELDS:
             raise httptools.HttpParserError("too many header fields")
-        self._head.fields.append((name.lower(), value))
+        fields.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -92,7 +92,8 @@ class Dispatcher:
         Raises QueueFull, TooLate, QueueTimeout or NoReplica, each with a computed `retry_after_s`.
         """
         cost, account = self.pool.cost(call.ask), self.queue.account(call)
-        if not attempts.alone and (lease := self._now(call, cost, account, attempts.excluded)):
+        may_go = not attempts.alone and not self.queue.count
+        if may_go and (lease := self._now(call, cost, account, attempts.excluded)):
             return lease
         ticket = self.join(call, attempts, is_retry=is_retry, at_head=at_head, queued=queued)
         try:
@@ -120,7 +121,7 @@ class Dispatcher:
             self._door.admit(ticket)
         self.queue.join(ticket, at_head=is_retry and at_head)
         if queued is not None:
-            position = 1 if is_retry and at_head else len(self.queue)
+            position = 1 if is_retry and at_head else self.queue.count
             queued(ticket.enqueued_s, position, self._why_it_waits(ticket))
         if ticket.alone:
             self.pool.ask_all()
@@ -198,7 +199,7 @@ class Dispatcher:
 
     def _pump(self) -> None:
         """The same where the time until now is accounted for."""
-        if self._is_pumping or not len(self.queue):
+        if self._is_pumping or not self.queue.count:
             return
         self._is_pumping = True
         try:
@@ -227,14 +228,14 @@ class Dispatcher:
 
     def at_once(self, call: Call) -> Lease | None:
         """For a call that comes in: the usual case, nobody waits and some replica has room."""
-        if len(self.queue):
+        if self.queue.count:
             return None
         return self._now(call, self.pool.cost(call.ask), self.queue.account(call), frozenset())
 
     def _now(
         self, call: Call, cost: Cost, account: Account, excluded: frozenset[str]
     ) -> Lease | None:
-        replica = None if len(self.queue) else self.choosing.at_once(call, cost, excluded)
+        replica = self.choosing.at_once(call, cost, excluded)
         if replica is None:
             return None
         self.queue.arrive(call, account)
@@ -338,7 +339,7 @@ class Dispatcher:
             return "every replica was full"
         if all(replica.id in ticket.excluded for replica in free):
             return "only replicas that had failed it had room"
-        if len(self.queue) == 1:
+        if self.queue.count == 1:
             return "a faster replica will soon have room"
         return "others were waiting already"
 
@@ -357,7 +358,7 @@ class Dispatcher:
     def _account(self) -> None:
         """Adds up the seconds in which a usable replica was idle while calls waited."""
         now_s = self._clock()
-        if len(self.queue) and now_s > self._accounted_s and (idle := self.pool.idle):
+        if self.queue.count and now_s > self._accounted_s and (idle := self.pool.idle):
             self._observer.idled(self.pool.model, idle * (now_s - self._accounted_s))
         self._accounted_s = now_s
 

@@ -139,7 +139,7 @@ class Door:
     def _too_late(self, ticket: Ticket) -> str | None:
         """Why the call cannot be served in time, where that is known well enough."""
         rate, call, now_s = self._work.tokens_per_s, ticket.call, self._clock()
-        if not rate or not len(self._queue) or not self._work.is_known:
+        if not rate or not self._queue.count or not self._work.is_known:
             return None
         left_s = call.deadline_s - now_s
         service_s = SERVICE_MARGIN * self._work.service_s(ticket.cost.expected_tokens)

@@ -10,7 +10,6 @@ waits any more.
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
 from math import inf
 from typing import Any, Protocol
 
@@ -47,14 +46,17 @@ class Head:
 
     status = 0
     is_reusable = True
+    _text: "HeadText | None" = None
 
     def __init__(self) -> None:
         self.fields: list[tuple[bytes, bytes]] = []
 
-    @cached_property
+    @property
     def text(self) -> "HeadText":
         """The fields as text; of those that stand twice the last one."""
-        return HeadText(self.fields)
+        if self._text is None:
+            self._text = HeadText(self.fields)
+        return self._text
 
     def get(self, name: bytes) -> bytes:
         for key, value in self.fields:

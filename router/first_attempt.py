@@ -121,7 +121,7 @@ class FirstAttempt:
         if service is not None:
             now_s = self._clock()
             limit, exchange.doubt_at_s = limit_of(service, now_s), doubt_at_s(lease, now_s)
-        return begun._replace(started=Started(lease, exchange, None, limit))
+        return Begun(lease, Started(lease, exchange, None, limit), service)
 
     def begin_stream(self, begun: Begun) -> bool:
         """Passes a stream's events on from here on, if the first one is an answer's."""

@@ -115,7 +115,7 @@ class Record:
             fields["priority"] = self.priority
         if found := tries(self.steps, self.attempts):
             fields["tries"] = found
-        log.call(**fields)
+        log.call(fields)
 
 
 def _said(error: RouterError | None) -> str | None:

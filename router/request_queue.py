@@ -95,7 +95,8 @@ class RequestQueue:
         """By tenant, of those that wait."""
         self._first: OrderedDict[int, Ticket] = OrderedDict()
         self._lanes = tuple(Lanes(weights or {}) for _ in Priority)
-        self._count = 0
+        self.count = 0
+        """Of the calls that wait; `len` of the queue, for where every call looks at it."""
         self._weight = 0.0
 
     def use(self, max_bytes: int, weights: Mapping[str, float]) -> None:
@@ -105,7 +106,7 @@ class RequestQueue:
             lanes.counters.use(weights)
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def account(self, call: Call) -> Account:
         return self._lanes[call.priority].counters.account(call.tenant)
@@ -154,7 +155,7 @@ class RequestQueue:
         places.calls[ticket.call.priority] += 1
         places.body_bytes += size
         self.waiting_bytes += size
-        self._count += 1
+        self.count += 1
 
     def leave(self, ticket: Ticket) -> bool:
         """Takes it out; false when it is out already."""
@@ -169,7 +170,7 @@ class RequestQueue:
         places.calls[ticket.call.priority] -= 1
         places.body_bytes -= size
         self.waiting_bytes -= size
-        self._count -= 1
+        self.count -= 1
         if not places.count:
             del self.places[account.tenant]
             self._weight = self._weight - places.weight if self.places else 0.0
@@ -220,9 +221,9 @@ class RequestQueue:
 
     def refusal(self, call: Call) -> str | None:
         """Why there is no place for this call, or None. Calls admitted before always have one."""
-        if self._count >= self.max_calls:
+        if self.count >= self.max_calls:
             return f"{len(self)} calls wait already; the queue holds {self.max_calls}"
-        if self._count and self.waiting_bytes + len(call.body) > self.max_bytes:
+        if self.count and self.waiting_bytes + len(call.body) > self.max_bytes:
             return (
                 f"waiting calls hold {self.waiting_bytes} bytes; "
                 f"{len(call.body)} more would pass the bound of {self.max_bytes}"
@@ -236,7 +237,7 @@ class RequestQueue:
            newest of its least urgent calls;
         2. one that holds its share may put a call before a less urgent one of its own.
         """
-        calls = self._count + 1 - self.max_calls
+        calls = self.count + 1 - self.max_calls
         size = self.waiting_bytes + len(call.body) - self.max_bytes
         tenant: str | None = account.tenant
         least = Priority(call.priority) + 1

@@ -21,7 +21,7 @@ async def test_lines_are_written_together_after_a_short_while():
     out = io.BytesIO()
     log = EventLog(out)
     for number in range(3):
-        log.call(id=f"c{number}", status=200)
+        log.call({"id": f"c{number}", "status": 200})
     assert out.getvalue() == b""
     await asyncio.sleep(FLUSH_AFTER_S * 1.01)
     assert [(line["event"], line["id"]) for line in lines(out)] == [
@@ -38,7 +38,7 @@ async def test_many_lines_do_not_wait():
     out = io.BytesIO()
     log = EventLog(out)
     for _ in range(FLUSH_BYTES // 100):
-        log.call(id="c", error="x" * 100)
+        log.call({"id": "c", "error": "x" * 100})
     assert out.getvalue()
     log.close()
 
@@ -56,7 +56,7 @@ async def test_closing_writes_what_is_left_and_leaves_no_timer():
 async def test_without_call_lines_the_transitions_are_still_written():
     out = io.BytesIO()
     log = EventLog(out, calls=False)
-    log.call(id="c")
+    log.call({"id": "c"})
     log.event("health", replica="a")
     log.close()
     assert [line["event"] for line in lines(out)] == ["health"]
@@ -65,7 +65,7 @@ async def test_without_call_lines_the_transitions_are_still_written():
 async def test_a_message_with_line_ends_stays_one_line():
     out = io.BytesIO()
     log = EventLog(out)
-    log.call(error="a\nb\r\n\u2028c\x00")
+    log.call({"error": "a\nb\r\n\u2028c\x00"})
     log.close()
     [line] = lines(out)
     assert line["error"] == "a\nb\r\n\u2028c\x00"
@@ -77,7 +77,7 @@ async def test_a_reader_that_went_away_stops_nothing():
     os.close(reading)
     log = EventLog(out)
     for _ in range(3):
-        log.call(id="c", error="x" * FLUSH_BYTES)
+        log.call({"id": "c", "error": "x" * FLUSH_BYTES})
         log.event("health", replica="a")
         await asyncio.sleep(1.0)
     log.close()
@@ -87,10 +87,10 @@ async def test_a_reader_that_went_away_stops_nothing():
 async def test_a_closed_output_stops_nothing():
     out = io.BytesIO()
     log = EventLog(out)
-    log.call(id="c")
+    log.call({"id": "c"})
     out.close()
     await asyncio.sleep(1.0)
-    log.call(id="d")
+    log.call({"id": "d"})
     log.close()
 
 
@@ -106,10 +106,10 @@ class FullDisk(io.BytesIO):
 async def test_a_full_disk_loses_lines_and_later_ones_are_written_again():
     out = FullDisk()
     log = EventLog(out)
-    log.call(id="lost")
+    log.call({"id": "lost"})
     await asyncio.sleep(1.0)
     out.is_full = False
-    log.call(id="kept")
+    log.call({"id": "kept"})
     await asyncio.sleep(1.0)
     assert [line["id"] for line in lines(out)] == ["kept"]
     log.close()
@@ -119,6 +119,6 @@ async def test_a_full_disk_loses_lines_and_later_ones_are_written_again():
 async def test_whatever_a_replica_wrote_can_be_logged(text):
     out = io.BytesIO()
     log = EventLog(out)
-    log.call(error=text)
+    log.call({"error": text})
     log.close()
     assert len(lines(out)) == 1
