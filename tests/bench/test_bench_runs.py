@@ -15,26 +15,32 @@ ROOT = Path(__file__).resolve().parents[2]
 FIGURES = [figure for loads in SCENARIOS.values() for load in loads for figure in load.figures]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One quick run of all scenarios: the finished process and its JSON document."""
-    file = tmp_path_factory.mktemp("bench") / "bench.json"
+def printed(module, *options):
+    """Of a benchmark that has run to its end, and well."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--quick", f"--json={file}"],
+        [sys.executable, "-m", module, *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=100,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, json.loads(file.read_text())
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One quick run of all scenarios: what it printed and its JSON document."""
+    file = tmp_path_factory.mktemp("bench") / "bench.json"
+    said = printed("tests.bench", "--quick", f"--json={file}")
+    return said, json.loads(file.read_text())
 
 
 def test_every_figure_is_printed_and_no_call_was_wrong(finished):
-    printed, document = finished
-    assert printed.splitlines()[-1] == "errors: 0"
+    said, document = finished
+    assert said.splitlines()[-1] == "errors: 0"
     for figure in FIGURES:
-        row = next(line for line in printed.splitlines() if line.startswith(f"{figure.name}  "))
+        row = next(line for line in said.splitlines() if line.startswith(f"{figure.name}  "))
         assert any(char.isdigit() for char in row)
     assert all(run["calls"] + run["events"] > 0 for run in document["runs"])
 
@@ -48,15 +54,7 @@ def test_the_file_has_every_run_and_the_machine(finished):
 
 
 def test_the_overload_bench_runs_and_every_call_is_served_or_honestly_refused():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.overload", "--quick"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    lines = printed("tests.bench.overload", "--quick").splitlines()
     assert lines[-1] == "errors: 0"
     for scene in ("1x", "2x", "3x", "half full", "3x, one floods"):
         row = next(line for line in lines if line.startswith(f"| {scene} |"))
@@ -64,15 +62,7 @@ def test_the_overload_bench_runs_and_every_call_is_served_or_honestly_refused():
 
 
 def test_the_growth_bench_runs_and_no_call_was_wrong():
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.growth", "--quick", "--waiting=200"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = done.stdout.splitlines()
+    lines = printed("tests.bench.growth", "--quick", "--waiting=200").splitlines()
     assert lines[-1] == "errors: 0"
     for case in ("4 replicas", "64 replicas", "4 replicas, 200 calls waiting"):
         row = next(line for line in lines if line.startswith(f"| {case} |"))
