@@ -20,9 +20,19 @@ import pytest
 import yaml
 
 from launcher import processes
+from launcher.state import StateFolder
 
 DEADLINE_S = 30.0
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+def _events(log: bytes, kind: str) -> Iterator[dict[str, Any]]:
+    """Of a log whose last line may not be whole yet."""
+    for line in log.splitlines(keepends=True):
+        if line.startswith(b"{") and line.endswith(b"\n"):
+            fields = json.loads(line)
+            if fields["event"] == kind:
+                yield fields
 
 
 class Fleet:
@@ -94,6 +104,19 @@ class Fleet:
         while not what(status := self.status()):
             assert time.monotonic() < deadline_s, f"never came: {json.dumps(status, indent=1)}"
         return status
+
+    def logged(
+        self, event: str, what: Callable[[list[dict[str, Any]]], object]
+    ) -> list[dict[str, Any]]:
+        """The router's log lines of this kind, once `what` holds of them.
+
+        The router writes a line a moment after what it tells: batches of them, never each.
+        """
+        log, deadline_s = StateFolder(self.state_dir).log("router"), time.monotonic() + DEADLINE_S
+        while not what(lines := list(_events(log.read_bytes(), event))):
+            assert time.monotonic() < deadline_s, f"never logged; {event}: {lines[-10:]}"
+            time.sleep(0.05)
+        return lines
 
     def until_ready(self) -> dict[str, Any]:
         return self.until(

@@ -32,7 +32,9 @@ async def test_what_became_of_calls_whose_replica_died_and_what_a_new_router_kno
     assert [a.error for a in load.answers if not a.is_right] == []
 
     log = fleet.state_dir / "logs" / "router.log"
-    calls = [json.loads(line) for line in log.read_text().splitlines() if '"event":"call"' in line]
+    calls = await asyncio.to_thread(
+        fleet.logged, "call", lambda lines: len(lines) >= len(load.answers)
+    )
     tried = [call for call in calls if call.get("tries")]
     assert {call["tries"][0]["replica"] for call in tried} == {"replica-1"}
     tried_twice = next(call for call in tried if call["tries"][0]["error"] == "ReplicaLost")
