@@ -28,6 +28,7 @@ from router.health import State
 from router.keys import KeyStore
 from router.metrics import Metrics
 from router.options import Settings
+from router.outbox import Outbox
 from router.pages import Pages
 from router.plain_edge import Front
 from router.pool import Pool
@@ -77,7 +78,8 @@ class App:
         self.fleet = Fleet(
             config, self.metrics, self._on_state_change, clock, state_dir, deadlines=deadlines
         )
-        self.upstream = Upstream(loop, deadlines, config)
+        outbox = Outbox(loop)
+        self.upstream = Upstream(loop, deadlines, outbox, config)
         self.prober = Prober(self.upstream, config.health, self.tasks, clock)
         tokenizer = Tokenizer(self.upstream, clock)
         self.proxy = Proxy(self.upstream, tokenizer, config, self.metrics, self.tasks, clock)
@@ -93,7 +95,8 @@ class App:
         )
         self._state_dir = state_dir
         self._cluster = cluster
-        self._edge = Front(self.handlers, make_server(self.handlers, config), config)
+        server = make_server(self.handlers, config)
+        self._edge = Front(self.handlers, server, outbox, config)
         self.acceptor = Acceptor(listener, self._edge, config, self.tasks, self.metrics.turned_away)
         self._stopping = asyncio.Event()
         self._at_once = asyncio.Event()

@@ -21,6 +21,7 @@ from router.errors import (
     UpstreamBroken,
 )
 from router.exchange import Exchange, Head
+from router.outbox import Outbox
 from router.replica import Replica
 
 MAX_HEAD_FIELDS = 256
@@ -137,7 +138,7 @@ class Connection(asyncio.Protocol):
         elif len(body) > 65_536:
             self._transport.writelines((head, body))
         else:
-            self._transport.write(head + body)
+            self._pool.outbox.write(self._transport, head + body)
 
     def pause_reading(self) -> None:
         if self._transport is not None and self._is_readable:
@@ -186,7 +187,8 @@ class Connection(asyncio.Protocol):
 class ConnectionPool:
     """The idle connections to one replica, newest first; there is no cap on busy ones."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, replica: Replica) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, outbox: Outbox, replica: Replica) -> None:
+        self.outbox = outbox
         self.host, self.port = replica.host, replica.port
         self.lines: dict[tuple[str, str], bytes] = {}
         """How requests to it begin, by method and path."""

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from router.edge import Fields
 from router.errors import ClientGone
+from router.outbox import AT_ONCE, Out
 
 STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
@@ -63,7 +64,7 @@ class Reply(Enum):
 
 class HttpClient:
     __slots__ = (
-        *("_closing", "_edge", "_extra", "_flow", "_head", "_http10", "_transport"),
+        *("_closing", "_edge", "_extra", "_flow", "_head", "_http10", "_out", "_transport"),
         "reply",
     )
 
@@ -73,12 +74,14 @@ class HttpClient:
         flow: Flow,
         extra: Fields,
         edge: Edge,
+        out: Out,
         *,
         is_last: bool = False,
         is_http10: bool = False,
     ) -> None:
         """`is_last`: the client wants the connection closed then; `extra` goes into each head."""
         self._edge = edge
+        self._out = out
         self._flow = flow
         self._transport = transport
         self._extra = extra
@@ -89,11 +92,12 @@ class HttpClient:
 
     @classmethod
     def of(cls, request: web.BaseRequest, extra: Fields, edge: Edge) -> "HttpClient":
-        """Over one aiohttp request."""
+        """Over one aiohttp request; aiohttp itself writes to the connection, too."""
         http10 = request.version < (1, 1)
         is_last = not request.keep_alive or http10
         transport = request.transport
-        return cls(transport, request.protocol, extra, edge, is_last=is_last, is_http10=http10)
+        flow = request.protocol
+        return cls(transport, flow, extra, edge, AT_ONCE, is_last=is_last, is_http10=http10)
 
     @property
     def has_started(self) -> bool:
@@ -144,7 +148,10 @@ class HttpClient:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         if self._head:
             data, self._head = self._head + data, b""
-        transport.write(data)
+        if self._out.is_open:
+            self._out.write(transport, data)
+        else:  # most often the only message of its turn: waits for none and lets none wait
+            transport.write(data)
         return not self._flow.writing_paused
 
     def end(self) -> None:
@@ -156,7 +163,7 @@ class HttpClient:
         self.reply = Reply.WHOLE
         self._closing = True
         if self._transport is not None:
-            self._transport.close()
+            self._out.close(self._transport)
 
     async def drain(self, timeout_s: float) -> None:
         try:
@@ -173,7 +180,7 @@ class HttpClient:
     def _put(self, data: bytes) -> None:
         """Nothing for a client that is gone: for a moment only its transport knows, and raises."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+            self._out.write(self._transport, data)
 
     def _render(self, status: int, headers: Fields, framing: bytes) -> bytes:
         if not self._closing and self._edge.is_draining:

@@ -27,6 +27,7 @@ from router.express import Express
 from router.handlers import Handlers
 from router.http_client import HttpClient
 from router.incoming import KnownHead, WholeRequest
+from router.outbox import Outbox
 from router.parse_worker import LARGE_BODY_BYTES
 
 END = b"\r\n\r\n"
@@ -191,7 +192,7 @@ class PlainEdge(asyncio.Protocol):
 
     def close(self) -> None:
         if self.transport is not None:
-            self.transport.close()
+            self._front.outbox.close(self.transport)
 
     # ---- what comes in ----
 
@@ -208,8 +209,9 @@ class PlainEdge(asyncio.Protocol):
         """The next calls, as long as they are here and end at once."""
         self._is_beginning = True
         while self._call is None and (request := self._read()) is not None:
-            handlers = self._front.handlers
-            client = HttpClient(self.transport, self, handlers.cors(request.headers), handlers)
+            front, handlers = self._front, self._front.handlers
+            extra = handlers.cors(request.headers)
+            client = HttpClient(self.transport, self, extra, handlers, front.outbox)
             self._call = Express(handlers, request, client, self._ended)
             self._call.begin()
         self._is_beginning = False
@@ -221,7 +223,7 @@ class PlainEdge(asyncio.Protocol):
             return
         if not client.keeps_alive:
             self._data = b""
-            return self.transport.close()
+            return self.close()
         if self._is_unread:
             self.transport.resume_reading()
             self._is_unread = False
@@ -303,6 +305,7 @@ class PlainEdge(asyncio.Protocol):
         ordinary.on_lost, self.on_lost = self.on_lost, None
         self._front.left(self)
         data, self._data = self._data, b""
+        self._front.outbox.flush()  # before anything that aiohttp writes
         transport.set_protocol(ordinary)
         ordinary.connection_made(transport)
         if data:  # once it waits for a request, and before anything else
@@ -324,8 +327,11 @@ class Front:
     """Where connections begin; it makes a `PlainEdge` for each, and an aiohttp one where that
     gives up."""
 
-    def __init__(self, handlers: Handlers, server: EdgeServer, config: RouterConfig) -> None:
+    def __init__(
+        self, handlers: Handlers, server: EdgeServer, outbox: Outbox, config: RouterConfig
+    ) -> None:
         self.handlers = handlers
+        self.outbox = outbox
         self.loop = asyncio.get_running_loop()
         self._server = server
         self._plain: set[PlainEdge] = set()

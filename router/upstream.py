@@ -9,6 +9,7 @@ from router.deadlines import Deadlines
 from router.edge import Fields, fields
 from router.errors import ConnectFailed, ReplicaLost, RouterError
 from router.exchange import MAX_HELD_BYTES, Exchange, Limit
+from router.outbox import Outbox
 from router.replica import Replica
 
 STALE_WITHIN_S = 1.0
@@ -19,10 +20,15 @@ class Upstream:
     """Sends requests to replicas; one per router."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, deadlines: Deadlines, config: RouterConfig
+        self,
+        loop: asyncio.AbstractEventLoop,
+        deadlines: Deadlines,
+        outbox: Outbox,
+        config: RouterConfig,
     ) -> None:
         self._loop = loop
         self._deadlines = deadlines
+        self._outbox = outbox
         self.use(config)
         self._pools: dict[Replica, ConnectionPool] = {}
         self._running: set[Exchange] = set()
@@ -134,7 +140,7 @@ class Upstream:
     def _pool(self, replica: Replica) -> ConnectionPool:
         pool = self._pools.get(replica)
         if pool is None:
-            pool = ConnectionPool(self._loop, replica)
+            pool = ConnectionPool(self._loop, self._outbox, replica)
             if replica.is_gone:
                 pool.close()  # used once, kept by nobody
             else:
