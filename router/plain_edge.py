@@ -170,6 +170,10 @@ class PlainEdge(asyncio.Protocol):
         if self._drained is not None and not self._drained.done():
             self._drained.set_exception(ConnectionResetError("the client left"))
 
+    def eof_received(self) -> None:
+        """The transport closes itself then: replies that are ready go first."""
+        self._front.outbox.flush()
+
     def pause_writing(self) -> None:
         self.writing_paused = True
 
@@ -292,6 +296,8 @@ class PlainEdge(asyncio.Protocol):
         if self._call is not None:
             return
         left_s = self._idle_since_s + self._front.idle_s - loop.time()
+        if left_s <= 0 and self.writing_paused and self.transport is not None:
+            return self.transport.abort()  # what it has not read by now it never will
         if left_s <= 0 and not self._data:
             return self.close()
         self._idle = loop.call_later(max(left_s, PATIENCE_S), self._look)
@@ -308,6 +314,8 @@ class PlainEdge(asyncio.Protocol):
         self._front.outbox.flush()  # before anything that aiohttp writes
         transport.set_protocol(ordinary)
         ordinary.connection_made(transport)
+        if self.writing_paused:  # the transport says it once
+            ordinary.pause_writing()
         if data:  # once it waits for a request, and before anything else
             transport.pause_reading()
             self._front.loop.call_soon(self._pass_on, transport, ordinary, data)

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from router.http_client import HttpClient
 from router.outbox import BATCH, LARGE_BYTES, Outbox
 
 
@@ -15,15 +17,19 @@ class Wire:
         self.name, self.written = name, written
         self.is_closed = False
         self.on_write = None
+        self.unsent_bytes = 0
 
     def is_closing(self):
         return self.is_closed
 
     def write(self, data):
-        assert not self.is_closed, "a real one raises"
-        self.written.append((self.name, data))
+        assert not self.is_closed, "one that is closed for good raises"
         if self.on_write is not None:
             self.on_write()
+        self.written.append((self.name, data))
+
+    def get_write_buffer_size(self):
+        return self.unsent_bytes
 
     def close(self):
         self.is_closed = True
@@ -117,6 +123,15 @@ async def test_closed_by_us_it_gets_what_was_written_before(outbox, written):
     assert written == [("a", b"1"), ("b", b"2"), ("a", b"3"), ("a", "closed")]
 
 
+async def test_for_a_connection_that_is_behind_nothing_waits(outbox, written):
+    a, b = Wire("a", written), Wire("b", written)
+    outbox.write(a, b"1")
+    outbox.write(a, b"2")
+    b.unsent_bytes = 1
+    outbox.write(b, b"3")
+    assert written == [("a", b"1"), ("a", b"2"), ("b", b"3")]
+
+
 async def test_what_is_written_while_all_goes_out_follows_it(outbox, written):
     """A connection that will take no more says so while it is written to."""
     a, b = Wire("a", written), Wire("b", written)
@@ -133,18 +148,124 @@ async def test_what_is_written_while_all_goes_out_follows_it(outbox, written):
     assert written == [("a", b"1"), ("a", b"2"), ("b", b"3"), ("b", b"4")]
 
 
+async def test_a_large_one_written_while_all_goes_out_does_not_pass_another(outbox, written):
+    a, b = Wire("a", written), Wire("b", written)
+    outbox.write(a, b"1")
+    outbox.write(a, b"2")
+    outbox.write(b, b"3")
+
+    def once():
+        a.on_write = None
+        outbox.write(b, b"4" * (LARGE_BYTES + 1))
+
+    a.on_write = once
+    await turn()
+    assert [data[:1] for name, data in written if name == "b"] == [b"3", b"4"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_one_that_cannot_be_written_harms_no_other(outbox, written):
+    a, b, c = (Wire(name, written) for name in "abc")
+    told = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: told.append(about))
+    outbox.write(a, b"1")
+    outbox.write(b, b"2")
+    outbox.write(c, b"3")
+
+    def fail():
+        raise MemoryError
+
+    b.on_write = fail
+    await turn()
+    await turn()
+    assert [name for name, _ in written] == ["a", "c"]
+    assert [type(about["exception"]) for about in told] == [MemoryError]
+    assert not outbox.is_open
+    outbox.write(c, b"4")
+    assert written[-1] == ("c", b"4")
+
+
+async def test_a_reply_that_is_cut_off_has_gone_out_up_to_there(outbox, written):
+    a, b = Wire("a", written), Wire("b", written)
+    edge = SimpleNamespace(is_draining=False, writing_paused=False)
+    client = HttpClient(b, edge, b"", edge, outbox)
+    outbox.write(a, b"1")
+    client.start(200, b"")
+    client.write(b"data: 1\n\n")
+    client.cut()
+    assert [name for name, _ in written] == ["a", "b", "b"]
+    assert b"data: 1" in written[1][1]
+    assert written[2] == ("b", "closed")
+
+
+# ---- over real connections: two requests are read in one turn ----
+
+REFUSED = json.dumps({"inputs": 1}).encode()  # no text
+REQUEST = (
+    b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(REFUSED), REFUSED)
+)
+
+
+@pytest.fixture
+async def two(app, until):
+    """A router, two clients, and the router's ends of their connections."""
+    rig = await app()
+    clients = [await rig.client(), await rig.client()]
+    await until(lambda: len(rig.app._edge.connections) == 2)
+    return rig, clients, rig.app._edge.connections
+
+
+async def test_a_reply_that_waits_goes_out_before_its_connection_is_closed(two):
+    rig, clients, edges = two
+    rig.app.handlers.is_draining = True
+    for edge in edges:
+        edge.data_received(REQUEST)
+    for client in clients:
+        reply = await client.reply()
+        assert (reply.status, reply.get("connection")) == (422, "close")
+        assert await client.is_closed()
+
+
+async def test_a_reply_that_waits_goes_out_though_the_client_sends_no_more(two):
+    _, clients, edges = two
+    for edge in edges:
+        edge.data_received(REQUEST)
+    for edge in edges:  # as uvloop does where it reads the end
+        assert not edge.eof_received()
+        edge.transport.close()
+    for client in clients:
+        assert (await client.reply()).status == 422
+        assert await client.is_closed()
+
+
+async def test_aiohttp_is_told_that_the_connection_it_gets_is_behind(two):
+    _, _, (edge, _) = two
+    transport = edge.transport
+    edge.pause_writing()
+    edge._hand_over()
+    ordinary = transport.get_protocol()
+    assert ordinary is not edge
+    assert ordinary.writing_paused
+    ordinary.resume_writing()
+
+
+async def test_an_idle_client_that_has_not_read_its_replies_is_dropped(app, until):
+    """Closed, its connection would wait for it for ever."""
+    rig = await app(timeouts={"idle_s": 0.2})
+    await rig.client(receive_buffer=4096)
+    await until(lambda: rig.app._edge.connections)
+    (edge,) = rig.app._edge.connections
+    edge.transport.write(b"x" * 10_000_000)
+    assert edge.writing_paused
+    await until(lambda: not rig.app._edge.connections)
+
+
 async def test_replies_of_one_turn_come_before_what_aiohttp_answers_on_the_connection(app):
     rig = await app()
-    bodies = [json.dumps({"inputs": n}).encode() for n in range(2 * BATCH)]  # no text: refused
     clients = [await rig.client() for _ in range(3)]
     for client in clients:
-        heads = (
-            b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(body)
-            for body in bodies
-        )
-        sent = b"".join(head + body for head, body in zip(heads, bodies, strict=True))
-        client.write(sent + b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.write(REQUEST * 2 * BATCH + b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n")
     for client in clients:
-        statuses = [(await client.reply()).status for _ in range(len(bodies) + 1)]
-        assert statuses == [422] * len(bodies) + [200]
+        statuses = [(await client.reply()).status for _ in range(2 * BATCH + 1)]
+        assert statuses == [422] * 2 * BATCH + [200]
