@@ -327,14 +327,14 @@ class Dispatcher:
 
     def _why_it_waits(self, ticket: Ticket) -> str:
         """For its story: what stood in the way when it joined."""
-        usable = [replica for replica in self.pool if replica.is_usable]
         if ticket.alone:
             return (
                 "it is to be tried alone, on a replica that is empty and has just been seen alive"
             )
-        if not usable:
+        if not self.pool.can_serve:
             return "no replica was ready"
-        free = [replica for replica in usable if replica.takes(ticket.cost)]
+        has_place = self.pool.has_place  # most often none has: then their rooms tell no more
+        free = [replica for replica in self.pool if replica.takes(ticket.cost)] if has_place else []
         if not free:
             return "every replica was full"
         if all(replica.id in ticket.excluded for replica in free):

@@ -210,7 +210,8 @@ class RequestQueue:
 
     @property
     def waiting_tokens(self) -> float:
-        return sum(lanes.waiting_tokens for lanes in self._lanes)
+        high, normal, low = self._lanes
+        return high.waiting_tokens + normal.waiting_tokens + low.waiting_tokens
 
     # ---- places ----
 
