@@ -94,8 +94,10 @@ def test_one_of_several_models_is_asked_by_its_name(fleet) -> None:
     fleet.write()
     said = fleet.run("up", "-d").stdout
     fleet.until_ready()
-    ready = said.index("  curl http")
-    curl = subprocess.run(["bash", "-c", said[ready:].partition("\n\n")[0]], capture_output=True)
+    ready = said.index("  curl http")  # up to the next line, which has a command in backticks
+    curl = subprocess.run(
+        ["bash", "-c", said[ready:].partition("\nlauncher:")[0]], capture_output=True
+    )
     assert b"generated_text" in curl.stdout, said
     unnamed = fleet.run("ask", "hi", rc=2)
     assert "found 2 models, expected --model with one of: large, small" in unnamed.stderr

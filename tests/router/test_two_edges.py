@@ -90,6 +90,9 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closed
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def set_protocol(self, protocol) -> None:
         self.protocol = protocol
 
