@@ -103,12 +103,13 @@ async def check_2000_calls(loads, endpoint, status):
 
     Shares are counted up to the moment the last call is sent: after it the fast replicas have
     nothing to do any more, while the slow one still has its part of what was in flight to finish.
+    They are of tokens: a slow replica gets the short calls, so of calls it has more.
     """
     asks = loads.mixed(2000, seed=1)
     begun_s = time.monotonic()
     async with running(loads.Load(endpoint, iter(asks))) as load:
         await load.until(lambda load: load.is_all_sent, timeout_s=60)
-        at_last_call = await loads.counters(endpoint)
+        at_last_call, by_then = await loads.counters(endpoint), list(load.answers)
         await load.until(lambda load: len(load.answers) == 2000, timeout_s=30)
     run_s = time.monotonic() - begun_s
     assert wrong_answers(load.answers) == {}
@@ -118,7 +119,7 @@ async def check_2000_calls(loads, endpoint, status):
     ids = sorted({a.replica for a in load.answers})
     served = [after("fleet_attempts_total", replica=id, outcome="done") for id in ids]
     assert sum(served) == after("fleet_attempts_total")  # not one was tried twice
-    shares = [at_last_call("fleet_attempts_total", replica=id, outcome="done") for id in ids]
+    shares = [sum(a.ask.tokens for a in by_then if a.replica == id) for id in ids]
     slow_share = shares[3] / statistics.mean(shares[:3])
     idle_s = after("fleet_idle_while_waiting_seconds_total")
     waited_s = statistics.mean(a.queue_s for a in load.answers)
@@ -130,7 +131,7 @@ async def check_2000_calls(loads, endpoint, status):
     assert len(ids) == 4
     assert waited_s > 0.02  # or the idle seconds would mean nothing
     assert idle_s < 0.01 * 4 * run_s
-    assert 0.30 <= slow_share <= 0.65  # less than half: others are done sooner beside more
+    assert 0.30 <= slow_share <= 0.75  # half is its speed; who does not look at it comes to 1
 
 
 async def check_against_replicas(loads, status, sample):
