@@ -210,8 +210,7 @@ class RequestQueue:
 
     @property
     def waiting_tokens(self) -> float:
-        high, normal, low = self._lanes
-        return high.waiting_tokens + normal.waiting_tokens + low.waiting_tokens
+        return sum(lanes.waiting_tokens for lanes in self._lanes)
 
     # ---- places ----
 

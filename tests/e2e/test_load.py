@@ -103,7 +103,7 @@ async def check_2000_calls(loads, endpoint, status):
 
     Shares are counted up to the moment the last call is sent: after it the fast replicas have
     nothing to do any more, while the slow one still has its part of what was in flight to finish.
-    They are of tokens: a slow replica gets the short calls, so of calls it has more.
+    They are of tokens, which are the work: calls differ in it, and so do their shares.
     """
     asks = loads.mixed(2000, seed=1)
     begun_s = time.monotonic()
@@ -131,7 +131,7 @@ async def check_2000_calls(loads, endpoint, status):
     assert len(ids) == 4
     assert waited_s > 0.02  # or the idle seconds would mean nothing
     assert idle_s < 0.01 * 4 * run_s
-    assert 0.30 <= slow_share <= 0.75  # half is its speed; who does not look at it comes to 1
+    assert 0.30 <= slow_share <= 0.65  # half is its speed; seen in ten runs: 0.48 to 0.61
 
 
 async def check_against_replicas(loads, status, sample):
